@@ -1,0 +1,32 @@
+//! What Pombo's processes say to each other, and in what order.
+//!
+//! `pombo-spooler` and `pombo-agent` both stand on this crate; it stands on neither. From the bottom up:
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`ids`], [`time`] | who is who, and when |
+//! | [`message`], [`outcome`], [`properties`] | what moves, and what became of it |
+//! | [`verbs`], [`control`] | the calls of a session; the questions people ask |
+//! | [`frame`] | the only place where bytes become values and back |
+//! | [`topology`], [`link`] | RabbitMQ: names and arguments; connections, channels, confirms, rebuild |
+//! | [`ladder`], [`gate`], [`tenure`], [`attempt`] | the rules, as state machines without clock, channel or log |
+//! | [`blob`] | large bodies, by reference |
+//! | [`service`] | what both kinds of process need to be a service: configuration, logs, health |
+#![warn(missing_docs)]
+
+pub mod attempt;
+pub mod blob;
+pub mod control;
+pub mod frame;
+pub mod gate;
+pub mod ids;
+pub mod ladder;
+pub mod link;
+pub mod message;
+pub mod outcome;
+pub mod properties;
+pub mod service;
+pub mod tenure;
+pub mod time;
+pub mod topology;
+pub mod verbs;

@@ -1,0 +1,176 @@
+//! A process's link to RabbitMQ: two connections, their channels, confirms, and the rebuild after a loss.
+//!
+//! The link runs on a tokio runtime of its own, outside all arbiters, so that no busy actor ever stalls a heartbeat. It
+//! owns both connections: if either is lost, both are closed and the link starts over as a **new incarnation** with a
+//! new inbox. What it hears it tells through one callback, in order; what it is told to do never waits.
+
+use std::{future::Future, sync::Arc};
+
+use bytes::Bytes;
+use secrecy::SecretString;
+
+use crate::{
+    frame::Packet,
+    ids::{Incarnation, MessageId},
+    message::{Message, Priority},
+    tenure::LeaseTag,
+    topology::{SpoolClass, Topology},
+};
+
+/// How to reach the broker, and as whom.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `amqp://` or `amqps://` addresses with user and vhost; tried in turn.
+    pub addresses: Vec<SecretString>,
+    /// Names of queues and exchanges.
+    pub topology: Topology,
+    /// Which fanout reaches us.
+    pub audience: Audience,
+    /// Shown in the broker's list of connections.
+    pub name: String,
+    /// Seconds, the same on both connections, never 0.
+    pub heartbeat: u16,
+    /// Packets in the inbox that are delivered and not yet handled.
+    pub inbox_prefetch: u16,
+}
+
+/// The two fanouts. `pombo`, which asks questions, listens to neither.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Every spooler.
+    Spoolers,
+    /// Every agent.
+    Agents,
+    /// Nobody: only the own inbox.
+    Nobody,
+}
+
+/// What the link tells. `Up` comes before anything of an incarnation, `Down` after everything of it.
+#[derive(Debug)]
+pub enum Event {
+    /// Both connections stand, the topology is declared, the inbox is consumed.
+    Up(Incarnation),
+    /// Packets from the inbox or a fanout, in order. Unreadable ones were counted, and put into the dead queue.
+    Packets(Vec<Packet>),
+    /// Deliveries from the spool, not acked. Unreadable ones were put into the dead queue and acked.
+    Leases(Vec<Lease>),
+    /// A packet for this incarnation could not be routed: a hint that whatever is unanswered there is unknown.
+    Returned(Incarnation),
+    /// The poll queue of the transport has made us its active consumer, or we have given it up.
+    PollTurn(bool),
+    /// The broker holds back our publishes (an alarm), or does so no more.
+    Blocked(bool),
+    /// A consumer of this class ended without our wish (its queue was deleted, the broker cancelled it).
+    LeaseEnded(SpoolClass),
+    /// The incarnation is over, and why. Everything unacked will be delivered again.
+    Down(String),
+}
+
+/// One delivery from the spool.
+#[derive(Debug)]
+pub struct Lease {
+    /// What to ack.
+    pub tag: LeaseTag,
+    /// The broker has delivered it before.
+    pub redelivered: bool,
+    /// The door published it again after an unknown confirm.
+    pub marked: bool,
+    /// The message.
+    pub message: Message,
+}
+
+/// A message for the spool.
+#[derive(Clone, Debug)]
+pub struct SpoolPublish {
+    /// Its id: the AMQP message-id, by which a returned message is matched.
+    pub id: MessageId,
+    /// Its queue.
+    pub priority: Priority,
+    /// The encoded message.
+    pub encoded: Bytes,
+    /// Published before, with an unknown result.
+    pub marked: bool,
+}
+
+/// Why a publish was not confirmed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// There is no connection, or the broker blocks: nothing was written.
+    #[error("not connected to the broker")]
+    NotConnected,
+    /// Written, and then the connection was lost or the time ran out: it may or may not be in the spool. Publish the same
+    /// id again, marked.
+    #[error("the broker did not answer: {0}")]
+    Unknown(String),
+    /// The broker refused it (nack, or no queue takes it): it is not in the spool.
+    #[error("the broker refused: {0}")]
+    Refused(String),
+}
+
+/// A handle to the link; cheap to clone. Dropping the last one closes it.
+#[derive(Clone)]
+pub struct Link {
+    shared: Arc<run::Shared>,
+}
+
+mod run;
+
+impl Link {
+    /// Starts the link. `tell` is called from the link's runtime and must not block.
+    pub fn start(options: Options, tell: impl Fn(Event) + Send + Sync + 'static) -> Self {
+        Self {
+            shared: run::start(options, Box::new(tell)),
+        }
+    }
+
+    /// Writes a packet to the inbox of `packet.to`, mandatory, not confirmed. Dropped if the link is down.
+    pub fn send(&self, packet: &Packet) {
+        self.shared.send(packet);
+    }
+
+    /// Writes a packet to everybody of an audience. Dropped if the link is down.
+    pub fn announce(&self, audience: Audience, packet: &Packet) {
+        self.shared.announce(audience, packet);
+    }
+
+    /// Publishes into the spool; resolves when it is confirmed and routed.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn publish(
+        &self,
+        publish: SpoolPublish,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + 'static {
+        self.shared.publish(publish)
+    }
+
+    /// Acks deliveries. Those of earlier incarnations are ignored. Batched.
+    pub fn ack(&self, tags: Vec<LeaseTag>) {
+        self.shared.ack(tags);
+    }
+
+    /// Consumes a spool queue with this prefetch (1..=2,000), or stops (0). What was delivered stays leased.
+    pub fn lease(&self, class: SpoolClass, prefetch: u16) {
+        self.shared.lease(class, prefetch);
+    }
+
+    /// Asks for the turn to poll (consumes the transport's single-active-consumer queue), or gives it up.
+    pub fn poll_turn(&self, transport: &str, wanted: bool) {
+        self.shared.poll_turn(transport, wanted);
+    }
+
+    /// Puts bytes that nobody can read into the dead queue, with a reason.
+    pub fn bury(&self, bytes: Bytes, reason: &str) {
+        self.shared.bury(bytes, reason);
+    }
+
+    /// Whether a publish would be written now.
+    pub fn is_up(&self) -> bool {
+        self.shared.is_up()
+    }
+
+    /// Writes what is pending (bounded time), closes both connections and ends the runtime.
+    pub async fn close(&self) {
+        self.shared.close().await;
+    }
+}

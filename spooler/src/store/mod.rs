@@ -1,0 +1,250 @@
+//! The store: what waits and what has happened.
+//!
+//! **One row per id, waiting or finished, is the only arbiter** of who may decide about a message. A commit is conditional
+//! on the fence (fence 0: on the absence of the row) and names its holder, so that an unknown commit can be repeated.
+//! Rows lie in parts by day of issue (0 for derived ids); a part whose every message has finished and that is older than the
+//! history to keep is dropped whole.
+
+use bytes::Bytes;
+use pombo_proto::{
+    control::{QueueFilter, QueueState},
+    ids::{Fence, Incarnation, Instance, MessageId},
+    message::Priority,
+    time::UnixMillis,
+    verbs::Tenancy,
+};
+
+mod sqlite;
+mod thread;
+
+pub use sqlite::Sqlite;
+pub use thread::StoreThread;
+
+/// What can go wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Full, locked, read-only or away: leasing stops, nothing is acked, it is tried again.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+    /// It is not one of ours, or from another version.
+    #[error("the store cannot be used: {0}")]
+    Unusable(String),
+}
+
+/// A row to be: what waits, or what has finished.
+#[derive(Clone, Debug)]
+pub struct RowData {
+    /// The state it goes to. [`QueueState::Moving`] is never written by a caller: a claim does that.
+    pub state: QueueState,
+    /// When it is due; `None` where nothing happens by itself (held, dead, finished).
+    pub due: Option<UnixMillis>,
+    /// What it waits for, in words.
+    pub reason: String,
+    /// The transport that it waits for, if one was chosen.
+    pub transport: Option<String>,
+    /// The destination within it.
+    pub destination: Option<String>,
+    /// PR_PRIORITY: urgent ones are claimed first.
+    pub priority: Priority,
+    /// Somebody may have submitted it without our knowing: Adopt before it is submitted again.
+    pub doubt: bool,
+    /// The encoded message while it waits; its head alone (envelope without body) once finished.
+    pub message: Bytes,
+    /// The encoded [`crate::progress::Progress`].
+    pub progress: Vec<u8>,
+}
+
+/// One conditional write. All writes of a commit succeed or fail together, each with its own answer.
+#[derive(Clone, Debug)]
+pub enum Write {
+    /// Records a verdict under a tenure: conditional on the fence and the holder. Reports go in with it if it is won.
+    Record {
+        /// Whose verdict.
+        tenancy: Tenancy,
+        /// Who holds the tenure. For fence 0: the row must be absent. Else: the row must be claimed under this fence by
+        /// this holder. A repetition of a write that had been committed before answers `Won` again.
+        holder: Incarnation,
+        /// The new row.
+        row: RowData,
+        /// Messages that exist because of this verdict (reports): inserted as waiting in the same transaction.
+        reports: Vec<(MessageId, RowData)>,
+    },
+    /// Moves a delivery into the outbox if its id is new.
+    Move {
+        /// Which message.
+        id: MessageId,
+        /// The row, waiting.
+        row: RowData,
+    },
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// This write decided.
+    Won,
+    /// Somebody else had decided, or the id existed already: the store has the message.
+    Lost,
+}
+
+/// What to claim.
+#[derive(Clone, Debug)]
+pub struct ClaimRequest {
+    /// Who claims.
+    pub holder: Incarnation,
+    /// Due by then.
+    pub now: UnixMillis,
+    /// At most so many rows.
+    pub limit: usize,
+    /// At most so many bytes of messages (at least one row).
+    pub bytes: usize,
+    /// Not those that wait for one of these (transport, destination); destination `None`: the whole transport.
+    pub excluded: Vec<(String, Option<String>)>,
+}
+
+/// A claimed row: the fence is already raised, and committed.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// Which message.
+    pub id: MessageId,
+    /// The new fence.
+    pub fence: Fence,
+    /// See [`RowData::doubt`]: as it was before the claim.
+    pub doubt: bool,
+    /// Whether a cancel is marked.
+    pub cancelled: bool,
+    /// The encoded message.
+    pub message: Bytes,
+    /// The encoded progress.
+    pub progress: Vec<u8>,
+}
+
+/// A row as it stands.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Which message.
+    pub id: MessageId,
+    /// Its fence.
+    pub fence: Fence,
+    /// Who has claimed it.
+    pub holder: Option<Incarnation>,
+    /// Whether a cancel is marked.
+    pub cancelled: bool,
+    /// When the row was last written.
+    pub changed: UnixMillis,
+    /// Everything else. `state` is `Moving` while claimed.
+    pub data: RowData,
+}
+
+/// What people do to rows. Claimed ones change when their holder records (hold) or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Waiting: due now.
+    Retry,
+    /// Waiting: held.
+    Hold,
+    /// Held: waiting, due now.
+    Release,
+    /// Dead: waiting, due now.
+    Requeue,
+    /// Mark as cancelled. A row that waits or is held becomes due now, so that whoever claims it records the cancellation.
+    Cancel,
+    /// Dead: as cancel (due now, marked), so that whoever claims it gives it up with a report.
+    Drop,
+}
+
+/// A spooler incarnation that lives while its counter moves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Who.
+    pub incarnation: Incarnation,
+    /// Its name, for people.
+    pub name: String,
+    /// Raised at every renewal.
+    pub counter: u64,
+}
+
+/// An agent instance that may have been submitted to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedInstance {
+    /// Which run of an agent.
+    pub instance: Instance,
+    /// Its transport.
+    pub transport: String,
+    /// Its host, for people.
+    pub host: String,
+}
+
+/// How much there is. Kept without scanning: it is asked every few seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Waiting, not claimed.
+    pub waiting: u64,
+    /// Claimed.
+    pub claimed: u64,
+    /// Held.
+    pub held: u64,
+    /// Dead.
+    pub dead: u64,
+}
+
+/// Outbox, history, and who is who. Called from one thread at a time; several processes may share one store.
+pub trait Store: Send {
+    /// All of these in one transaction, durable when it returns. One answer per write, in order.
+    ///
+    /// # Errors
+    /// Nothing was written.
+    fn commit(&mut self, now: UnixMillis, writes: &[Write]) -> Result<Vec<Written>, Error>;
+
+    /// Claims what is due, urgent first, then oldest due first: raises the fence, names the holder, durable when it returns.
+    fn claim(&mut self, request: &ClaimRequest) -> Result<Vec<Claimed>, Error>;
+
+    /// When the next row is due (`None`: nothing waits for a time).
+    fn next_due(&mut self) -> Result<Option<UnixMillis>, Error>;
+
+    /// One row.
+    fn get(&mut self, id: MessageId) -> Result<Option<Row>, Error>;
+
+    /// Which of these has the store recorded at this or a higher fence, or as finished: those may be settled.
+    fn recorded(&mut self, tenancies: &[Tenancy]) -> Result<Vec<Tenancy>, Error>;
+
+    /// Rows that are not finished (or, with a state in the filter, those in it), oldest first.
+    fn list(&mut self, filter: &QueueFilter) -> Result<Vec<Row>, Error>;
+
+    /// Changes one message. True if it applied.
+    fn change(&mut self, now: UnixMillis, id: MessageId, change: Change) -> Result<bool, Error>;
+
+    /// How much there is.
+    fn counts(&mut self) -> Result<Counts, Error>;
+
+    /// An incarnation starts (inserts its row) or renews (raises its counter).
+    ///
+    /// # Returns
+    /// False if it was ended by somebody: it must end its sessions and start over as another one.
+    fn renew(&mut self, incarnation: Incarnation, name: &str, first: bool) -> Result<bool, Error>;
+
+    /// All incarnations.
+    fn members(&mut self) -> Result<Vec<Member>, Error>;
+
+    /// Ends an incarnation if its counter still stands there (`None`: unconditionally, for our own end). Its claims become
+    /// waiting, due now, in doubt.
+    fn end_member(
+        &mut self,
+        now: UnixMillis,
+        who: Incarnation,
+        counter: Option<u64>,
+    ) -> Result<bool, Error>;
+
+    /// Lists an agent instance, before a session is opened with it.
+    fn list_instance(&mut self, instance: &ListedInstance) -> Result<(), Error>;
+
+    /// Strikes it off, at log-off or when it counts as gone.
+    fn strike_instance(&mut self, instance: Instance) -> Result<(), Error>;
+
+    /// All listed instances.
+    fn instances(&mut self) -> Result<Vec<ListedInstance>, Error>;
+
+    /// Drops parts that are older than `before` (a day) and hold nothing unfinished; finished derived ids by their age. Returns
+    /// how many parts.
+    fn prune(&mut self, before: u32) -> Result<u32, Error>;
+}

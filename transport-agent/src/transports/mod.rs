@@ -1,0 +1,6 @@
+//! The transports that come with Pombo, one folder each.
+
+pub mod maildir;
+pub mod skeleton;
+pub mod smtp;
+pub mod smtp_listener;
