@@ -3,7 +3,7 @@
 //! An AMQP message between processes is a **packet**: a fixed header, then frames.
 //!
 //! ```text
-//! packet   "PB" | version u8 | count u16 | from 16 | to 16 | first sequence u64 | frame...
+//! packet   "PB" | version u8 | count u16 | from 16 | to 16 | first sequence u64 | seen u64 | frame...
 //! frame    head length u32 | tail length u32 | head (bincode) | tail (opaque)
 //! message  "PM" | version u8 | envelope length u32 | envelope (bincode) | inline body
 //! ```
@@ -33,7 +33,7 @@ pub const FRAMES_MAX: usize = 512;
 
 const PACKET_MAGIC: [u8; 2] = *b"PB";
 const MESSAGE_MAGIC: [u8; 2] = *b"PM";
-const PACKET_HEADER: usize = 2 + 1 + 2 + 16 + 16 + 8;
+const PACKET_HEADER: usize = 2 + 1 + 2 + 16 + 16 + 8 + 8;
 const FRAME_HEADER: usize = 8;
 const MESSAGE_HEADER: usize = 2 + 1 + 4;
 
@@ -120,8 +120,11 @@ pub struct Packet {
     pub from: Incarnation,
     /// Whom it is for; [`Incarnation::EVERYONE`] on a fanout.
     pub to: Incarnation,
-    /// The first frame's sequence number between these two; 0 outside sessions.
+    /// The first frame's sequence number between these two; 0 outside sessions. See [`crate::outbound`].
     pub first: u64,
+    /// The sequence number of the last frame that was heard from the other side; 0 outside sessions. It
+    /// answers every packet up to there, so that the sender knows how many are unanswered.
+    pub seen: u64,
     /// In order.
     pub frames: Vec<Frame>,
 }
@@ -133,6 +136,7 @@ impl Packet {
             from,
             to,
             first: 0,
+            seen: 0,
             frames: vec![frame],
         }
     }
@@ -147,6 +151,7 @@ impl Packet {
         out.put_slice(self.from.0.as_bytes());
         out.put_slice(self.to.0.as_bytes());
         out.put_u64(self.first);
+        out.put_u64(self.seen);
         for frame in &self.frames {
             let at = out.len();
             out.put_u32(0);
@@ -170,6 +175,7 @@ impl Packet {
         let from = Incarnation(Uuid::from_bytes(reader.array()?));
         let to = Incarnation(Uuid::from_bytes(reader.array()?));
         let first = u64::from_be_bytes(reader.array()?);
+        let seen = u64::from_be_bytes(reader.array()?);
         if count > FRAMES_MAX {
             return Err(Error::TooLarge);
         }
@@ -192,6 +198,7 @@ impl Packet {
             from,
             to,
             first,
+            seen,
             frames,
         })
     }
@@ -373,6 +380,7 @@ mod tests {
             from: Incarnation(Uuid::from_u128(1)),
             to: Incarnation(Uuid::from_u128(2)),
             first: 7,
+            seen: 5,
             frames: vec![
                 Frame::verb(Correlation(300), submit).with_tail(message().encoded),
                 Frame::verb(

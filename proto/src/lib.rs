@@ -9,7 +9,7 @@
 //! | [`verbs`], [`control`] | the calls of a session; the questions people ask |
 //! | [`frame`] | the only place where bytes become values and back |
 //! | [`topology`], [`link`] | RabbitMQ: names and arguments; connections, channels, confirms, rebuild |
-//! | [`ladder`], [`gate`], [`tenure`], [`attempt`] | the rules, as state machines without clock, channel or log |
+//! | [`ladder`], [`gate`], [`tenure`], [`attempt`], [`outbound`] | the rules, as state machines without clock, channel or log |
 //! | [`blob`] | large bodies, by reference |
 //! | [`service`] | what both kinds of process need to be a service: configuration, logs, health |
 #![warn(missing_docs)]
@@ -23,6 +23,7 @@ pub mod ids;
 pub mod ladder;
 pub mod link;
 pub mod message;
+pub mod outbound;
 pub mod outcome;
 pub mod properties;
 pub mod service;

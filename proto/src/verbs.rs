@@ -177,6 +177,13 @@ pub enum Verb {
     // ---- either side
     /// There is no such session here (any more): whatever you think is under way is unknown.
     NoSession,
+
+    // ---- the transport again (new verbs come last, so that the numbers of the others stay)
+    /// The agent goes down and ends the session by itself. The instance can be struck off if it keeps nothing.
+    LoggedOff {
+        /// How many attempts it still keeps: submitted, and not settled within its drain limit.
+        kept: u32,
+    },
 }
 
 /// A message and the fence under which something is asked or said of it.
@@ -443,8 +450,12 @@ pub struct StatusRow {
     pub confirmed: u64,
     /// Door: sequence numbers below `confirmed` that never became messages (bounded; the newest).
     pub voided: Vec<u64>,
-    /// Attempts of ended sessions, still kept: settle them if the store has recorded them. Bounded.
+    /// Attempts of ended sessions (or long unsettled ones), still kept: settle them if the store has recorded them.
+    /// Bounded.
     pub unsettled: Vec<Tenancy>,
+    /// SP_POLL as of now: whether this session is the one to poll. It is handed on to another one when that
+    /// session ends, so the row decides and not the flag at logon.
+    pub poll: bool,
 }
 
 /// The state bits of a status row.
