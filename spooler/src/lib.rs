@@ -7,6 +7,8 @@
 //!                   recorder <--- verdict        outbox: due + credit -> claimed -> dispatcher
 //! ```
 
+pub mod destination;
+pub mod pick;
 pub mod progress;
 pub mod report;
 pub mod router;
