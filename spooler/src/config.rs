@@ -96,12 +96,16 @@ impl Default for Spooler {
 impl Spooler {
     /// The host name.
     pub fn host(&self) -> String {
-        self.host.clone().unwrap_or_else(pombo_proto::service::config::host_name)
+        self.host
+            .clone()
+            .unwrap_or_else(pombo_proto::service::config::host_name)
     }
 
     /// The spooler's name.
     pub fn name(&self) -> String {
-        self.name.clone().unwrap_or_else(|| format!("{}-{}", self.host(), std::process::id()))
+        self.name
+            .clone()
+            .unwrap_or_else(|| format!("{}-{}", self.host(), std::process::id()))
     }
 
     /// How permits are given.
@@ -128,7 +132,11 @@ pub struct Prefetch {
 
 impl Default for Prefetch {
     fn default() -> Self {
-        Self { urgent: 100, normal: 400, bulk: 100 }
+        Self {
+            urgent: 100,
+            normal: 400,
+            bulk: 100,
+        }
     }
 }
 
@@ -176,14 +184,23 @@ impl Config {
     /// A sentence that names the key.
     pub fn check(&self) -> Result<(), String> {
         if self.transports.is_empty() {
-            return Err("transport: name at least one [[transport]], in the order of their turns".to_owned());
+            return Err(
+                "transport: name at least one [[transport]], in the order of their turns"
+                    .to_owned(),
+            );
         }
         for (at, transport) in self.transports.iter().enumerate() {
             if transport.name.is_empty() {
                 return Err(format!("transport.{at}.name: empty"));
             }
-            if self.transports[..at].iter().any(|it| it.name == transport.name) {
-                return Err(format!("transport.{at}.name: {} is there twice", transport.name));
+            if self.transports[..at]
+                .iter()
+                .any(|it| it.name == transport.name)
+            {
+                return Err(format!(
+                    "transport.{at}.name: {} is there twice",
+                    transport.name
+                ));
             }
             if transport.poll_every < Duration::from_millis(10) {
                 return Err(format!("transport.{at}.poll_every: at least 10ms"));

@@ -5,9 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use actix::{
-    Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture, WrapFuture,
-};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture, WrapFuture};
 use pombo_proto::{
     control::QueueState, frame, ids::Incarnation, tenure::Tenure, time::UnixMillis, verbs::Tenancy,
 };
@@ -167,7 +165,9 @@ struct Round {
 
 impl Round {
     async fn claim(self) -> bool {
-        let Ok(appetite) = self.dispatcher.send(Appetite).await else { return false };
+        let Ok(appetite) = self.dispatcher.send(Appetite).await else {
+            return false;
+        };
         let limit = appetite.limit.min(CLAIM_ROWS);
         if limit == 0 {
             return false;
@@ -221,7 +221,10 @@ impl Round {
             Err(error) => {
                 error!(message = %row.id, %error, "a row of the outbox cannot be read: dead");
                 Err(Box::new(Write::Record {
-                    tenancy: Tenancy { id: row.id, fence: row.fence },
+                    tenancy: Tenancy {
+                        id: row.id,
+                        fence: row.fence,
+                    },
                     holder: self.holder,
                     row: RowData {
                         state: QueueState::Dead,
@@ -261,4 +264,3 @@ impl Handler<MakeDue> for Outbox {
         })
     }
 }
-

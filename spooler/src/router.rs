@@ -12,12 +12,30 @@ pub enum Route<'a> {
 }
 impl Router {
     /// The configured transport order. Others may join by `set_address_types`; they go after these, by name.
-    pub fn new(order: &[String]) -> Self { let _ = order; unimplemented!() }
-    pub fn set_address_types(&mut self, transport: &str, types: &AddressTypes) { let _ = (transport, types); unimplemented!() }
+    pub fn new(order: &[String]) -> Self {
+        let _ = order;
+        unimplemented!()
+    }
+    pub fn set_address_types(&mut self, transport: &str, types: &AddressTypes) {
+        let _ = (transport, types);
+        unimplemented!()
+    }
     /// Whether there is a session to it. Routes do not depend on it; the order in which a message's transports are tried does.
-    pub fn set_available(&mut self, transport: &str, available: bool) { let _ = (transport, available); unimplemented!() }
-    pub fn is_available(&self, transport: &str) -> bool { let _ = transport; unimplemented!() }
-    pub fn route(&self, recipient: &Recipient, passed: &[String]) -> Route<'_> { let _ = (recipient, passed); unimplemented!() }
+    pub fn set_available(&mut self, transport: &str, available: bool) {
+        let _ = (transport, available);
+        unimplemented!()
+    }
+    pub fn is_available(&self, transport: &str) -> bool {
+        let _ = transport;
+        unimplemented!()
+    }
+    pub fn route(&self, recipient: &Recipient, passed: &[String]) -> Route<'_> {
+        let _ = (recipient, passed);
+        unimplemented!()
+    }
 }
 /// The domain for SMTP; "" for others.
-pub fn destination(recipient: &Recipient) -> &str { let _ = recipient; unimplemented!() }
+pub fn destination(recipient: &Recipient) -> &str {
+    let _ = recipient;
+    unimplemented!()
+}

@@ -26,7 +26,7 @@ use crate::{
     outbox::{ClaimAs, IsClaiming, Outbox},
     reception::{Reception, Stop},
     recorder::{self, PendingCommits, Recorder},
-    store::{Sqlite, StoreThread},
+    store::{Sqlite, SqliteOptions, StoreThread},
     switchboard::{LogoffAll, Parts, Switchboard, Wire},
 };
 
@@ -45,10 +45,13 @@ pub async fn run(config: Config) -> Result<()> {
         health.set(condition, Err("not yet reached"));
     }
     let metrics = http::serve(&config.http, health.clone()).context("http.listen")?;
-    let sqlite = Sqlite::open(&config.store.path).context("store.path")?;
-    let store = StoreThread::start(sqlite);
+    let sqlite =
+        Sqlite::open(&config.store.path, SqliteOptions::default()).context("store.path")?;
+    let store = StoreThread::spawn(sqlite)?;
     health.set("store", Ok::<(), String>(()));
-    let blobs = Blobs::directory(&config.blobs.path).await.context("blobs.path")?;
+    let blobs = Blobs::directory(&config.blobs.path)
+        .await
+        .context("blobs.path")?;
     info!(spooler = config.spooler.name(), "pombo-spooler starts");
 
     let (parts, switchboard) = assemble(&config, store.clone(), blobs, health);
@@ -72,17 +75,32 @@ fn assemble(
     let (ordinals, alive) = (Ordinals::default(), Alive::default());
     let switchboard = Switchboard::default().start();
     let events = Gather::new(switchboard.clone().recipient());
-    let options = config.broker.options(Audience::Spoolers, &config.spooler.name());
+    let options = config
+        .broker
+        .options(Audience::Spoolers, &config.spooler.name());
     let link = Link::start(options, move |event| events.push(event));
     let recorder =
         Recorder::new(config.clone(), store.clone(), blobs.clone(), health.clone()).start();
-    let dispatcher =
-        Dispatcher::new(config.clone(), link.clone(), ordinals.clone(), recorder.clone()).start();
+    let dispatcher = Dispatcher::new(
+        config.clone(),
+        link.clone(),
+        ordinals.clone(),
+        recorder.clone(),
+    )
+    .start();
     let adoption =
         Adoption::new(config, store.clone(), dispatcher.clone(), recorder.clone()).start();
-    let outbox =
-        Outbox::new(store.clone(), ordinals.clone(), dispatcher.clone(), adoption.clone()).start();
-    recorder.do_send(recorder::Wire { dispatcher: dispatcher.clone(), outbox: outbox.clone() });
+    let outbox = Outbox::new(
+        store.clone(),
+        ordinals.clone(),
+        dispatcher.clone(),
+        adoption.clone(),
+    )
+    .start();
+    recorder.do_send(recorder::Wire {
+        dispatcher: dispatcher.clone(),
+        outbox: outbox.clone(),
+    });
     let reception = Reception::new(config.spooler.turns()).start();
     let membership = Membership::new(
         store.clone(),
@@ -124,7 +142,10 @@ fn assemble(
 
 /// Gauges and pruning, beside everything else.
 fn tidy(parts: &Parts) {
-    Tidy { parts: parts.clone() }.start();
+    Tidy {
+        parts: parts.clone(),
+    }
+    .start();
 }
 
 struct Tidy {
@@ -151,7 +172,9 @@ impl Actor for Tidy {
         });
         ctx.run_interval(PRUNE_EVERY, |this, _| {
             let store = this.parts.store.clone();
-            let before = UnixMillis::now().before(this.parts.config.store.history).day();
+            let before = UnixMillis::now()
+                .before(this.parts.config.store.history)
+                .day();
             actix::spawn(async move {
                 match store.call(move |store| store.prune(before)).await {
                     Ok(0) => {}
@@ -182,7 +205,12 @@ async fn drain(parts: &Parts, switchboard: &actix::Addr<Switchboard>) {
             break;
         }
         if tokio::time::Instant::now() > deadline {
-            warn!(moving, commits, ?what, "drain limit: the rest is given back, in doubt");
+            warn!(
+                moving,
+                commits,
+                ?what,
+                "drain limit: the rest is given back, in doubt"
+            );
             break;
         }
         if told.elapsed() > Duration::from_secs(1) {

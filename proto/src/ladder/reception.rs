@@ -1,7 +1,7 @@
 //! One reception, from the spooler's side.
 
-use crate::{ids::Reference, verbs::StartResult};
 use super::PeerMisbehaved;
+use crate::{ids::Reference, verbs::StartResult};
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,15 +20,29 @@ pub enum Action {
 pub struct Reception {}
 impl Reception {
     /// StartMessage was called.
-    pub fn new() -> Self { unimplemented!() }
+    pub fn new() -> Self {
+        unimplemented!()
+    }
     /// The transport's reference.
-    pub fn handle_reference(&mut self, reference: Reference) -> Result<(), PeerMisbehaved> { let _ = reference; unimplemented!() }
+    pub fn handle_reference(&mut self, reference: Reference) -> Result<(), PeerMisbehaved> {
+        let _ = reference;
+        unimplemented!()
+    }
     /// StartMessage returned.
-    pub fn handle_reply(&mut self, result: StartResult) -> Result<(), PeerMisbehaved> { let _ = result; unimplemented!() }
+    pub fn handle_reply(&mut self, result: StartResult) -> Result<(), PeerMisbehaved> {
+        let _ = result;
+        unimplemented!()
+    }
     /// Stop this delivery.
-    pub fn handle_cancel(&mut self) { unimplemented!() }
+    pub fn handle_cancel(&mut self) {
+        unimplemented!()
+    }
     /// The session is over.
-    pub fn handle_session_ended(&mut self) { unimplemented!() }
+    pub fn handle_session_ended(&mut self) {
+        unimplemented!()
+    }
     /// What to do next.
-    pub fn poll_action(&mut self) -> Option<Action> { unimplemented!() }
+    pub fn poll_action(&mut self) -> Option<Action> {
+        unimplemented!()
+    }
 }

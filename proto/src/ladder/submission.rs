@@ -1,11 +1,11 @@
 //! One attempt to submit a message, from the spooler's side.
 
+use super::PeerMisbehaved;
 use crate::{
     ids::{RecipientIndex, Reference},
     outcome::{EndMessageFlag, RecipientStatus, SubmitResult},
     verbs::{AdoptAnswer, Refusal},
 };
-use super::PeerMisbehaved;
 
 /// All that an attempt has brought.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,23 +56,59 @@ pub struct Submission {}
 
 impl Submission {
     /// SubmitMessage was sent for these recipients.
-    pub fn new(considered: &[RecipientIndex]) -> Self { let _ = considered; unimplemented!() }
+    pub fn new(considered: &[RecipientIndex]) -> Self {
+        let _ = considered;
+        unimplemented!()
+    }
     /// Adopt was sent, for what an earlier holder may have submitted.
-    pub fn adopting(considered: &[RecipientIndex]) -> Self { let _ = considered; unimplemented!() }
+    pub fn adopting(considered: &[RecipientIndex]) -> Self {
+        let _ = considered;
+        unimplemented!()
+    }
     /// The transport's reference.
-    pub fn handle_reference(&mut self, reference: Reference) -> Result<(), PeerMisbehaved> { let _ = reference; unimplemented!() }
+    pub fn handle_reference(&mut self, reference: Reference) -> Result<(), PeerMisbehaved> {
+        let _ = reference;
+        unimplemented!()
+    }
     /// StatusRecips.
-    pub fn handle_statuses(&mut self, statuses: Vec<(RecipientIndex, RecipientStatus)>) -> Result<(), PeerMisbehaved> { let _ = statuses; unimplemented!() }
+    pub fn handle_statuses(
+        &mut self,
+        statuses: Vec<(RecipientIndex, RecipientStatus)>,
+    ) -> Result<(), PeerMisbehaved> {
+        let _ = statuses;
+        unimplemented!()
+    }
     /// SubmitMessage returned.
-    pub fn handle_submit_reply(&mut self, result: Result<SubmitResult, Refusal>) -> Result<(), PeerMisbehaved> { let _ = result; unimplemented!() }
+    pub fn handle_submit_reply(
+        &mut self,
+        result: Result<SubmitResult, Refusal>,
+    ) -> Result<(), PeerMisbehaved> {
+        let _ = result;
+        unimplemented!()
+    }
     /// EndMessage returned.
-    pub fn handle_end_reply(&mut self, result: Result<EndMessageFlag, Refusal>) -> Result<(), PeerMisbehaved> { let _ = result; unimplemented!() }
+    pub fn handle_end_reply(
+        &mut self,
+        result: Result<EndMessageFlag, Refusal>,
+    ) -> Result<(), PeerMisbehaved> {
+        let _ = result;
+        unimplemented!()
+    }
     /// Adopt was answered.
-    pub fn handle_adopted(&mut self, answer: AdoptAnswer) -> Result<(), PeerMisbehaved> { let _ = answer; unimplemented!() }
+    pub fn handle_adopted(&mut self, answer: AdoptAnswer) -> Result<(), PeerMisbehaved> {
+        let _ = answer;
+        unimplemented!()
+    }
     /// Somebody wants it cancelled.
-    pub fn handle_cancel(&mut self) { unimplemented!() }
+    pub fn handle_cancel(&mut self) {
+        unimplemented!()
+    }
     /// The session is over.
-    pub fn handle_session_ended(&mut self) { unimplemented!() }
+    pub fn handle_session_ended(&mut self) {
+        unimplemented!()
+    }
     /// What to do next.
-    pub fn poll_action(&mut self) -> Option<Action> { unimplemented!() }
+    pub fn poll_action(&mut self) -> Option<Action> {
+        unimplemented!()
+    }
 }

@@ -164,6 +164,11 @@ impl Link {
         self.shared.bury(bytes, reason);
     }
 
+    /// Ends this incarnation, and starts over as another one.
+    pub fn restart(&self) {
+        self.shared.restart();
+    }
+
     /// Whether a publish would be written now.
     pub fn is_up(&self) -> bool {
         self.shared.is_up()

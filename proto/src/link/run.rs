@@ -17,6 +17,7 @@ impl Shared {
     pub fn lease(&self, _: SpoolClass, _: u16) {}
     pub fn poll_turn(&self, _: &str, _: bool) {}
     pub fn bury(&self, _: Bytes, _: &str) {}
+    pub fn restart(&self) {}
     pub fn is_up(&self) -> bool {
         false
     }

@@ -2,7 +2,7 @@
 //! what happened, the schedule, the routes, and now.
 
 use pombo_proto::{
-    ids::{MessageId, Fence, RecipientIndex},
+    ids::{Fence, MessageId, RecipientIndex},
     ladder::submission::AttemptResult,
     message::Envelope,
     outcome::RecipientStatus,
@@ -43,13 +43,28 @@ pub enum Happened {
     /// Time passed, a cancel was marked, or it was just claimed: only see what is due.
     Nothing,
     /// An attempt has ended.
-    Attempt { transport: String, considered: Vec<RecipientIndex>, result: AttemptResult },
+    Attempt {
+        transport: String,
+        considered: Vec<RecipientIndex>,
+        result: AttemptResult,
+    },
     /// A transport says SENTDEFERRED of what it kept. Empty statuses: it wants it again.
-    SentDeferred { transport: String, statuses: Vec<(RecipientIndex, RecipientStatus)> },
+    SentDeferred {
+        transport: String,
+        statuses: Vec<(RecipientIndex, RecipientStatus)>,
+    },
     /// An attempt's result will never be learned (its instance is gone). `in_doubt`: it may have sent. `hold`: a person decides.
-    SessionLost { transport: String, considered: Vec<RecipientIndex>, in_doubt: bool, hold: bool },
+    SessionLost {
+        transport: String,
+        considered: Vec<RecipientIndex>,
+        in_doubt: bool,
+        hold: bool,
+    },
     /// It stands in another's way; each recipient is not tried before then.
-    Parked { reason: String, recipients: Vec<(RecipientIndex, UnixMillis)> },
+    Parked {
+        reason: String,
+        recipients: Vec<(RecipientIndex, UnixMillis)>,
+    },
     /// The agent cannot read the message.
     Unreadable { transport: String },
     /// A person gave it up (dead drop): with a report.
@@ -80,7 +95,12 @@ pub struct Waiting {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ReportKind { Failure, Delay, Success, Relayed }
+pub enum ReportKind {
+    Failure,
+    Delay,
+    Success,
+    Relayed,
+}
 
 pub struct ReportSpec {
     pub kind: ReportKind,
@@ -92,14 +112,23 @@ pub struct ReportSpec {
 
 impl ReportSpec {
     /// The report's id: the same for a repeated commit.
-    pub fn id(&self, original: MessageId, fence: Fence) -> MessageId { let _ = (original, fence); unimplemented!() }
+    pub fn id(&self, original: MessageId, fence: Fence) -> MessageId {
+        let _ = (original, fence);
+        unimplemented!()
+    }
 }
 
 /// More recipients than this are split over several reports.
 pub const REPORT_RECIPIENTS_MAX: usize = 1_000;
 
 /// What to do with a message under a tenure.
-pub fn next(case: &Case<'_>, progress: &Progress) -> Next { let _ = (case, progress); unimplemented!() }
+pub fn next(case: &Case<'_>, progress: &Progress) -> Next {
+    let _ = (case, progress);
+    unimplemented!()
+}
 
 /// Decides.
-pub fn decide(case: &Case<'_>, progress: Progress, happened: Happened) -> Verdict { let _ = (case, progress, happened); unimplemented!() }
+pub fn decide(case: &Case<'_>, progress: Progress, happened: Happened) -> Verdict {
+    let _ = (case, progress, happened);
+    unimplemented!()
+}
