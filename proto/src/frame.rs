@@ -262,6 +262,41 @@ pub fn decode_message(encoded: Bytes) -> Result<Message, Error> {
     }
 }
 
+/// An encoded message without its inline body: what history keeps. Shares the bytes.
+pub fn encoded_head(message: &Message) -> Bytes {
+    let body = message.inline.len();
+    message
+        .encoded
+        .slice(..message.encoded.len().saturating_sub(body))
+}
+
+/// How long the head of an encoded message is, by its first bytes (seven are enough).
+pub fn head_length(start: &[u8]) -> Result<usize, Error> {
+    let fixed: &[u8; MESSAGE_HEADER] = start.first_chunk().ok_or(Error::Truncated)?;
+    let [m0, m1, version, length @ ..] = *fixed;
+    if [m0, m1] != MESSAGE_MAGIC {
+        return Err(Error::Magic);
+    }
+    if version != VERSION {
+        return Err(Error::Version(version));
+    }
+    match u32::from_be_bytes(length) as usize {
+        length if length > HEAD_BYTES_MAX => Err(Error::TooLarge),
+        length => Ok(MESSAGE_HEADER + length),
+    }
+}
+
+/// The envelope of an encoded message, or of its head: what follows the envelope may be missing and is not looked at.
+pub fn decode_head(bytes: &[u8]) -> Result<Envelope, Error> {
+    let length = head_length(bytes)?;
+    let encoded = bytes.get(MESSAGE_HEADER..length).ok_or(Error::Truncated)?;
+    let envelope: Envelope = decode_all(encoded)?;
+    if envelope.recipients.len() > RECIPIENTS_MAX {
+        return Err(Error::TooLarge);
+    }
+    Ok(envelope)
+}
+
 /// Any value that the store keeps packed.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     let mut out = Vec::new();
@@ -437,6 +472,20 @@ mod tests {
         for end in 0..encoded.len() {
             assert!(decode_message(encoded.slice(..end)).is_err(), "{end}");
         }
+    }
+
+    #[test]
+    fn a_head_alone_keeps_the_envelope() {
+        let message = message();
+        let head = encoded_head(&message);
+        assert_eq!(head.len() + message.inline.len(), message.encoded.len());
+        assert_eq!(head_length(&head), Ok(head.len()));
+        assert_eq!(decode_head(&head).unwrap(), *message.envelope);
+        assert_eq!(decode_head(&message.encoded).unwrap(), *message.envelope);
+        for end in 0..head.len() {
+            assert!(decode_head(&head[..end]).is_err(), "{end}");
+        }
+        assert!(decode_message(head).is_err());
     }
 
     #[test]

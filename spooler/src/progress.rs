@@ -36,6 +36,10 @@ pub struct RecipientProgress {
     pub last: Option<Diagnosis>,
     /// It may have been sent by an attempt whose result was never learned.
     pub in_doubt: bool,
+    /// Its transport had kept it (END_DONT_RESEND): SubmitMessage to it says BEGIN_DEFERRED.
+    pub was_kept: bool,
+    /// When the last attempt ended.
+    pub tried_at: Option<UnixMillis>,
 }
 
 impl Default for RecipientProgress {
@@ -49,6 +53,8 @@ impl Default for RecipientProgress {
             tries: 0,
             last: None,
             in_doubt: false,
+            was_kept: false,
+            tried_at: None,
         }
     }
 }

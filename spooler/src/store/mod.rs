@@ -4,6 +4,17 @@
 //! on the fence (fence 0: on the absence of the row) and names its holder, so that an unknown commit can be repeated.
 //! Rows lie in parts by day of issue (0 for derived ids); a part whose every message has finished and that is older than the
 //! history to keep is dropped whole.
+//!
+//! What moves a row, and who may:
+//!
+//! ```text
+//!              Move, Record(fence 0), report            Record(fence 0, finished)
+//!                          |                                       |
+//!        change            v       claim: fence + 1                v
+//! held <--------> waiting, due ---------------------> claimed -> finished
+//! dead ------------^     ^                              |
+//!                        '--- Record, or its holder ended (in doubt)
+//! ```
 
 use bytes::Bytes;
 use pombo_proto::{
@@ -17,13 +28,14 @@ use pombo_proto::{
 mod sqlite;
 mod thread;
 
-pub use sqlite::Sqlite;
-pub use thread::StoreThread;
+pub use sqlite::{Options, Sqlite};
+pub use thread::{Answer, Counters, StoreThread};
 
 /// What can go wrong with the store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Full, locked, read-only or away: leasing stops, nothing is acked, it is tried again.
+    /// Full, locked, read-only or away: leasing stops, nothing is acked, it is tried again. The store is usable as soon as
+    /// the cause is gone; what had been asked for may have been committed all the same (repeat it).
     #[error("the store is not available: {0}")]
     Unavailable(String),
     /// It is not one of ours, or from another version.
@@ -62,7 +74,9 @@ pub enum Write {
         /// Whose verdict.
         tenancy: Tenancy,
         /// Who holds the tenure. For fence 0: the row must be absent. Else: the row must be claimed under this fence by
-        /// this holder. A repetition of a write that had been committed before answers `Won` again.
+        /// this holder. A repetition of a write that had been committed before answers `Won` again, as long as nobody has
+        /// recorded since; after that `Lost`, which is as good: its reports went in with the first one, and
+        /// [`Store::recorded`] covers its fence.
         holder: Incarnation,
         /// The new row.
         row: RowData,
@@ -98,7 +112,8 @@ pub struct ClaimRequest {
     pub limit: usize,
     /// At most so many bytes of messages (at least one row).
     pub bytes: usize,
-    /// Not those that wait for one of these (transport, destination); destination `None`: the whole transport.
+    /// Not those that wait for one of these (transport, destination); destination `None`: the whole transport. Rows
+    /// without a transport are never excluded.
     pub excluded: Vec<(String, Option<String>)>,
 }
 
@@ -136,18 +151,20 @@ pub struct Row {
     pub data: RowData,
 }
 
-/// What people do to rows. Claimed ones change when their holder records (hold) or not at all.
+/// What people do to rows. A claimed one changes when its holder records without finishing it (cancel, hold) or not at all;
+/// a cancel goes before a hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Waiting: due now.
     Retry,
     /// Waiting: held.
     Hold,
-    /// Held: waiting, due now.
+    /// Held: waiting, due now. Claimed: a hold that was asked for meanwhile is taken back.
     Release,
     /// Dead: waiting, due now.
     Requeue,
-    /// Mark as cancelled. A row that waits or is held becomes due now, so that whoever claims it records the cancellation.
+    /// Mark as cancelled. A row that waits, is held or is dead becomes due now, so that whoever claims it records the
+    /// cancellation. A claimed one becomes due as soon as its holder lets it go unfinished.
     Cancel,
     /// Dead: as cancel (due now, marked), so that whoever claims it gives it up with a report.
     Drop,
@@ -188,6 +205,17 @@ pub struct Counts {
     pub dead: u64,
 }
 
+/// What pruning did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Parts dropped.
+    pub parts: u32,
+    /// Finished rows of derived ids deleted.
+    pub derived: u32,
+    /// There is more to delete: call again soon.
+    pub more: bool,
+}
+
 /// Outbox, history, and who is who. Called from one thread at a time; several processes may share one store.
 pub trait Store: Send {
     /// All of these in one transaction, durable when it returns. One answer per write, in order.
@@ -197,18 +225,26 @@ pub trait Store: Send {
     fn commit(&mut self, now: UnixMillis, writes: &[Write]) -> Result<Vec<Written>, Error>;
 
     /// Claims what is due, urgent first, then oldest due first: raises the fence, names the holder, durable when it returns.
+    /// Its cost is bounded however many due rows are excluded; the order across destinations then holds only roughly, but
+    /// every row that is not excluded has its turn.
+    ///
+    /// Nothing is claimed for an incarnation that is not listed (any more): nobody would ever find its claims again.
     fn claim(&mut self, request: &ClaimRequest) -> Result<Vec<Claimed>, Error>;
 
-    /// When the next row is due (`None`: nothing waits for a time).
+    /// When the next row is due (`None`: nothing waits for a time). It may lie in the past: a row that is excluded from
+    /// claims counts too.
     fn next_due(&mut self) -> Result<Option<UnixMillis>, Error>;
 
     /// One row.
     fn get(&mut self, id: MessageId) -> Result<Option<Row>, Error>;
 
-    /// Which of these has the store recorded at this or a higher fence, or as finished: those may be settled.
+    /// Which of these has the store recorded at this or a higher fence, or as finished: those may be settled. A claim at a
+    /// higher fence is not enough: whoever holds it may still have to adopt the result that the agent keeps.
     fn recorded(&mut self, tenancies: &[Tenancy]) -> Result<Vec<Tenancy>, Error>;
 
-    /// Rows that are not finished (or, with a state in the filter, those in it), oldest first.
+    /// Rows that are not finished (or, with a state in the filter, those in it), oldest first; of finished ones the newest.
+    /// At most 10,000. `message` is the head alone. Transport and destination must be equal, sender and recipient
+    /// contain what the filter says, in whatever case.
     fn list(&mut self, filter: &QueueFilter) -> Result<Vec<Row>, Error>;
 
     /// Changes one message. True if it applied.
@@ -217,7 +253,7 @@ pub trait Store: Send {
     /// How much there is.
     fn counts(&mut self) -> Result<Counts, Error>;
 
-    /// An incarnation starts (inserts its row) or renews (raises its counter).
+    /// An incarnation starts (inserts its row) or renews (raises its counter). Before its first claim.
     ///
     /// # Returns
     /// False if it was ended by somebody: it must end its sessions and start over as another one.
@@ -227,7 +263,7 @@ pub trait Store: Send {
     fn members(&mut self) -> Result<Vec<Member>, Error>;
 
     /// Ends an incarnation if its counter still stands there (`None`: unconditionally, for our own end). Its claims become
-    /// waiting, due now, in doubt.
+    /// waiting, due now, in doubt (held, if a hold was asked for). True if it was listed.
     fn end_member(
         &mut self,
         now: UnixMillis,
@@ -244,7 +280,7 @@ pub trait Store: Send {
     /// All listed instances.
     fn instances(&mut self) -> Result<Vec<ListedInstance>, Error>;
 
-    /// Drops parts that are older than `before` (a day) and hold nothing unfinished; finished derived ids by their age. Returns
-    /// how many parts.
-    fn prune(&mut self, before: u32) -> Result<u32, Error>;
+    /// Drops parts that are older than `before` (a day) and hold nothing unfinished; finished derived ids, which share one
+    /// part, by their age and in bounded steps.
+    fn prune(&mut self, before: u32) -> Result<Pruned, Error>;
 }

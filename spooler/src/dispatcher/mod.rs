@@ -1,0 +1,693 @@
+//! Decides what goes next: leases and claims in, submissions out to the session with most credit.
+//!
+//! ```text
+//! lease --+                                        +--> session (credit, destination open)
+//!         +--> intake: cancelled? due? routed? ----+--> ready lane (waits for credit or room)
+//! claim --+                                        +--> recorder (nothing to send: expired, nobody takes it, parked)
+//! ```
+//!
+//! What bounds it: the prefetch of the leases, and the appetite that the outbox asks for before it claims.
+//! Nothing waits here behind a closed destination; that is what the outbox is for.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use pombo_proto::{
+    ids::{Incarnation, MessageId, RecipientIndex},
+    link::{Lease, Link},
+    message::Priority,
+    outcome::RecipientStatus,
+    tenure::{Ordinal, Tenure},
+    time::UnixMillis,
+    topology::SpoolClass,
+    verbs::{AddressTypes, Tenancy},
+};
+use tracing::{debug, info};
+
+use crate::{
+    config::Config,
+    destination::{Destinations, MayStart, Reach},
+    gather::Gathered,
+    job::{Job, Ordinals, SessionKey},
+    pick::Pick,
+    progress::Progress,
+    recorder::{Conclude, Move, Moved, Recorded, Recorder},
+    router::{self, Router},
+    session::{self, Session},
+    store::Written,
+    verdict::{self, Case, Happened, Next, SubmitPlan},
+};
+
+mod moving;
+mod ready;
+mod sessions;
+
+pub use moving::{CancelMoving, ListMoving, MovingView, WhereIs};
+use moving::{Moving, Stage};
+use ready::{LaneKey, Ready, ReadyJob};
+use sessions::Sessions;
+
+/// How often jobs that could not go are looked at without a reason.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A job that stood so long in others' way is parked in the outbox.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A destination that made others wait is not waited for again so soon: what follows is parked at once.
+const SLOW_FOR: Duration = Duration::from_secs(60);
+/// Rows that need no credit (cancelled, expired, nobody's) are claimed even when there is none, so many at a time.
+const APPETITE_MIN: usize = 16;
+/// How often rows of transports that are away are claimed all the same, to see whether they have expired.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+/// Turns per class, most urgent first: bulk gets one in thirteen even when the others never end.
+const CLASS_WEIGHTS: [u32; 3] = [8, 4, 1];
+/// What a transport said of a message that nobody claimed meanwhile is forgotten after this; its deadline then decides.
+const SAID_FOR: Duration = Duration::from_secs(300);
+
+/// Messages obtained by claims.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Jobs(pub Vec<Job>);
+
+/// Deliveries from the spool.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Leases(pub Vec<Lease>);
+
+/// A consumer ended without our wish.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct LeaseEnded(pub SpoolClass);
+
+/// A new incarnation of the link: leases may be taken.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct BeginTerm(pub Incarnation);
+
+/// The incarnation is over: everything in process is dropped.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct EndTerm;
+
+/// How much the outbox may claim now.
+#[derive(Message)]
+#[rtype(result = "Hunger")]
+pub struct Appetite;
+
+/// The answer.
+#[derive(Debug, Default, actix::MessageResponse)]
+pub struct Hunger {
+    /// At most so many rows.
+    pub limit: usize,
+    /// Not those of these.
+    pub excluded: Vec<(String, Option<String>)>,
+}
+
+/// A session can be used.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SessionOpened {
+    /// Which.
+    pub key: SessionKey,
+    /// Its transport.
+    pub transport: String,
+    /// For people.
+    pub agent: String,
+    /// When, in the order of this process.
+    pub opened: Ordinal,
+    /// How much may be outstanding.
+    pub credit: u32,
+    /// Whom to tell.
+    pub addr: Addr<Session>,
+}
+
+/// A session has ended. Its jobs come back through the recorder.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SessionClosed(pub SessionKey);
+
+/// What a transport takes.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub struct TakesAddresses {
+    /// Which transport.
+    pub transport: String,
+    /// What.
+    pub types: AddressTypes,
+}
+
+/// A status row: the credit, and whether messages may be submitted.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SessionStatus {
+    /// Which session.
+    pub key: SessionKey,
+    /// How much may be outstanding.
+    pub credit: u32,
+    /// False after a critical error, or while the agent drains.
+    pub usable: bool,
+}
+
+/// SpoolerNotify(SENTDEFERRED): kept until the message is claimed, by this spooler or by another one that heard it too.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SentDeferred {
+    /// Which message.
+    pub id: MessageId,
+    /// Who says it.
+    pub transport: String,
+    /// What became of its recipients; none: it is wanted again.
+    pub statuses: Vec<(RecipientIndex, RecipientStatus)>,
+}
+
+/// Somebody else decides about this message: it does not move here any more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Forget(pub MessageId);
+
+/// An attempt has left its session; what it held at its destinations is free.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct AttemptOver {
+    /// Which message.
+    pub id: MessageId,
+    /// What it means for its destinations.
+    pub results: Vec<(Arc<str>, Reach)>,
+}
+
+/// The store cannot be written (true), or can again (false).
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct StoreTrouble(pub bool);
+
+/// No new work from now on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+/// How many messages are in process: ready, submitted, and being recorded.
+#[derive(Message)]
+#[rtype(result = "(usize, Vec<String>)")]
+pub struct InProcess;
+
+/// The actor.
+pub struct Dispatcher {
+    config: Arc<Config>,
+    link: Link,
+    ordinals: Ordinals,
+    recorder: Addr<Recorder>,
+    term: Option<Incarnation>,
+    router: Router,
+    sessions: Sessions,
+    destinations: Destinations,
+    ready: Ready,
+    pick: Pick,
+    slow: HashMap<LaneKey, Instant>,
+    sent_deferred: HashMap<MessageId, (SentDeferred, Instant)>,
+    moving: Moving,
+    leasing: bool,
+    store_trouble: bool,
+    draining: bool,
+    swept: Instant,
+}
+
+impl Dispatcher {
+    /// Does nothing before the first term.
+    pub fn new(config: Arc<Config>, link: Link, ordinals: Ordinals, recorder: Addr<Recorder>) -> Self {
+        Self {
+            router: Router::new(&config.transport_order()),
+            destinations: Destinations::new(config.destinations.clone()),
+            moving: Moving::new(config.spooler.name()),
+            config,
+            link,
+            ordinals,
+            recorder,
+            term: None,
+            sessions: Sessions::default(),
+            ready: Ready::default(),
+            pick: Pick::new(CLASS_WEIGHTS, 0),
+            slow: HashMap::new(),
+            sent_deferred: HashMap::new(),
+            leasing: false,
+            store_trouble: false,
+            draining: false,
+            swept: Instant::now(),
+        }
+    }
+
+    /// Leases while somebody could take something and the store can record it; otherwise the backlog belongs in the broker.
+    fn adjust_leasing(&mut self) {
+        let wanted =
+            self.term.is_some() && !self.sessions.is_empty() && !self.store_trouble && !self.draining;
+        if wanted == self.leasing {
+            return;
+        }
+        self.leasing = wanted;
+        debug!(leasing = wanted, "leasing");
+        for class in SpoolClass::ALL {
+            let prefetch = if wanted { self.config.spooler.prefetch.of(class) } else { 0 };
+            self.link.lease(class, prefetch);
+        }
+    }
+
+    fn intake(&mut self, mut job: Job, now: UnixMillis) {
+        let id = job.id();
+        job.cancelled |= self.moving.is_cancelled(id);
+        if let Some((said, _)) = self.sent_deferred.remove(&id) {
+            let happened =
+                Happened::SentDeferred { transport: said.transport, statuses: said.statuses };
+            return self.conclude(job, happened);
+        }
+        let envelope = job.message.envelope.clone();
+        let case = Case {
+            envelope: &envelope,
+            schedule: &self.config.schedule,
+            router: &self.router,
+            cancelled: job.cancelled,
+            now,
+        };
+        match verdict::next(&case, &job.progress) {
+            Next::Submit(plan) => self.enqueue(job, plan, now),
+            Next::Decide => self.conclude(job, Happened::Nothing),
+        }
+    }
+
+    /// Into its lane, unless everything it is for is given a rest.
+    fn enqueue(&mut self, job: Job, plan: SubmitPlan, now: UnixMillis) {
+        let transport: Arc<str> = plan.transport.as_str().into();
+        let (mut considered, mut resting) = (Vec::new(), Vec::new());
+        let mut lane = None;
+        for index in plan.recipients {
+            let recipient = &job.message.envelope.recipients[index.get()];
+            let destination = router::destination(recipient);
+            match self.destinations.may_start(now, &transport, destination) {
+                MayStart::ClosedUntil(until) => resting.push((index, until)),
+                MayStart::Yes | MayStart::Full => {
+                    considered.push(index);
+                    lane.get_or_insert_with(|| Arc::<str>::from(destination));
+                }
+            }
+        }
+        let Some(destination) = lane else {
+            let reason = format!("{transport} gives its destination a rest");
+            return self.conclude(job, Happened::Parked { reason, recipients: resting });
+        };
+        let key = LaneKey { transport, destination };
+        self.moving.stage(job.id(), Stage::Ready { transport: key.transport.clone() });
+        let (queued, begin_deferred) = (Instant::now(), plan.begin_deferred);
+        self.ready.push(key, ReadyJob { job, considered, begin_deferred, queued });
+    }
+
+    /// Not now: back into (or for the first time into) the outbox.
+    fn park(&mut self, ready: ReadyJob, reason: String, until: UnixMillis) {
+        let recipients = ready.considered.into_iter().map(|index| (index, until)).collect();
+        self.conclude(ready.job, Happened::Parked { reason, recipients });
+    }
+
+    fn conclude(&mut self, job: Job, happened: Happened) {
+        self.moving.stage(job.id(), Stage::Recording);
+        let (sessions, took) = (Vec::new(), Duration::ZERO);
+        self.recorder.do_send(Conclude { job, happened, sessions, spent: None, took });
+    }
+
+    /// Starts everything that can go now.
+    fn pump(&mut self) {
+        let now = UnixMillis::now();
+        let mut batches: HashMap<SessionKey, Vec<session::Submission>> = HashMap::new();
+        let mut parked = Vec::new();
+        loop {
+            let ready = Priority::ALL.map(|class| self.ready.has(class));
+            let Some(class) = self.pick.next(ready, 1, 1) else { break };
+            let Some(key) = self.ready.next_lane(class) else { continue };
+            if !self.sessions.has_credit(&key.transport, class) {
+                continue;
+            }
+            match self.destinations.may_start(now, &key.transport, &key.destination) {
+                MayStart::Yes => {}
+                MayStart::Full => continue,
+                MayStart::ClosedUntil(until) => {
+                    let reason = format!("{} is given a rest", shown(&key));
+                    let all = self.ready.take_older(&key, Instant::now());
+                    parked.extend(all.into_iter().map(|it| (it, reason.clone(), until)));
+                    continue;
+                }
+            }
+            let Some(ready) = self.ready.pop(&key, class) else { continue };
+            self.ready.wake_lane(&key);
+            match self.sessions.choose(&key.transport, &ready.job.tenure) {
+                Some(session) => {
+                    let submission = self.start(ready, &key, session, now);
+                    batches.entry(session).or_default().push(submission);
+                }
+                None => {
+                    // Every session with credit was opened after the tenure was obtained: claim anew.
+                    let reason = "to be claimed anew for a session that is newer".to_owned();
+                    parked.push((ready, reason, now));
+                }
+            }
+        }
+        for (ready, reason, until) in parked {
+            self.park(ready, reason, until);
+        }
+        for (session, submissions) in batches {
+            self.sessions.submit(session, submissions);
+        }
+    }
+
+    fn start(
+        &mut self,
+        ready: ReadyJob,
+        key: &LaneKey,
+        session: SessionKey,
+        now: UnixMillis,
+    ) -> session::Submission {
+        let ReadyJob { job, mut considered, begin_deferred, .. } = ready;
+        let mut destinations: Vec<Arc<str>> = vec![key.destination.clone()];
+        if considered.len() > 1 {
+            // Another destination that is full or closed keeps only its own recipients waiting.
+            let envelope = &job.message.envelope;
+            considered.retain(|index| {
+                let destination = router::destination(&envelope.recipients[index.get()]);
+                if destinations.iter().any(|it| **it == *destination) {
+                    return true;
+                }
+                let open = self.destinations.may_start(now, &key.transport, destination);
+                if open == MayStart::Yes {
+                    destinations.push(destination.into());
+                }
+                open == MayStart::Yes
+            });
+        }
+        for destination in &destinations {
+            self.destinations.handle_started(now, &key.transport, destination);
+        }
+        self.sessions.spend(session);
+        let agent = self.sessions.agent(session);
+        let transport = key.transport.clone();
+        let stage = Stage::Submitted { transport, agent, session, destinations };
+        self.moving.stage(job.id(), stage);
+        session::Submission { job, considered, begin_deferred }
+    }
+
+    /// Parks what stands in others' way: behind a full window or without credit, while somebody else could go.
+    fn park_the_slow(&mut self) {
+        let now = Instant::now();
+        self.slow.retain(|_, since| now - *since < SLOW_FOR);
+        let crowded = self.ready.len() * 2 >= usize::from(self.config.spooler.prefetch.normal);
+        if !crowded {
+            return;
+        }
+        let mut parked = Vec::new();
+        for key in self.ready.keys() {
+            let credit = self.sessions.has_credit(&key.transport, Priority::Urgent);
+            if !credit && !self.sessions.any_credit() {
+                continue;
+            }
+            let patience = if self.slow.contains_key(&key) { Duration::ZERO } else { PATIENCE };
+            let Some(until) = now.checked_sub(patience) else { continue };
+            let taken = self.ready.take_older(&key, until);
+            if !taken.is_empty() {
+                self.slow.insert(key.clone(), now);
+            }
+            let what = if credit { "is busy" } else { "has no agent with credit" };
+            parked.extend(taken.into_iter().map(|it| (it, format!("{} {what}", shown(&key)))));
+        }
+        let now = UnixMillis::now();
+        for (ready, reason) in parked {
+            let until = now.after(Duration::from_millis(fastrand::u64(1_000..4_000)));
+            self.park(ready, reason, until);
+        }
+    }
+}
+
+fn shown(key: &LaneKey) -> String {
+    if key.destination.is_empty() {
+        key.transport.to_string()
+    } else {
+        format!("{} of {}", key.destination, key.transport)
+    }
+}
+
+impl Actor for Dispatcher {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(LOOK_EVERY, |this, _| {
+            this.ready.wake_all();
+            this.pump();
+            this.park_the_slow();
+            this.moving.forget_marks();
+            this.sent_deferred.retain(|_, (_, at)| at.elapsed() < SAID_FOR);
+        });
+    }
+}
+
+impl Handler<BeginTerm> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, BeginTerm(incarnation): BeginTerm, _: &mut Self::Context) {
+        self.term = Some(incarnation);
+        self.leasing = false;
+        self.adjust_leasing();
+    }
+}
+
+impl Handler<EndTerm> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, _: EndTerm, _: &mut Self::Context) {
+        self.term = None;
+        self.leasing = false;
+        self.sessions.clear();
+        let dropped = self.ready.drain().len();
+        self.destinations = Destinations::new(self.config.destinations.clone());
+        self.moving.clear();
+        if dropped > 0 {
+            info!(dropped, "leases and claims of the ended incarnation will come again");
+        }
+    }
+}
+
+impl Handler<Leases> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, Leases(leases): Leases, _: &mut Self::Context) {
+        let now = UnixMillis::now();
+        for lease in leases {
+            let id = lease.message.envelope.id;
+            let since = self.ordinals.next();
+            let unrouted = lease.tag.class == SpoolClass::Unrouted;
+            let marked = lease.marked || unrouted;
+            match Tenure::leased(id, lease.redelivered, marked, lease.tag, since) {
+                Some(tenure) => {
+                    let envelope = &lease.message.envelope;
+                    let mut progress = Progress::fresh(envelope.recipients.len());
+                    let origin = format!("{} {}", envelope.source.door, envelope.source.client);
+                    progress.note(envelope.submitted_at, "accepted", origin.trim());
+                    progress.note(now, "leased", self.config.spooler.name());
+                    self.moving.begin(id, tenure.fence(), &lease.message.envelope, now);
+                    let (message, since) = (lease.message, Instant::now());
+                    let job =
+                        Job { tenure, message, progress, cancelled: false, doubt: false, since };
+                    self.intake(job, now);
+                }
+                None => self.recorder.do_send(Move(lease)),
+            }
+        }
+        self.pump();
+    }
+}
+
+impl Handler<Jobs> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, Jobs(jobs): Jobs, _: &mut Self::Context) {
+        let now = UnixMillis::now();
+        for job in jobs {
+            if self.term != Some(job.tenure.holder()) {
+                continue;
+            }
+            self.moving.begin(job.id(), job.tenure.fence(), &job.message.envelope, now);
+            self.intake(job, now);
+        }
+        self.pump();
+    }
+}
+
+impl Handler<Appetite> for Dispatcher {
+    type Result = Hunger;
+
+    fn handle(&mut self, _: Appetite, _: &mut Self::Context) -> Hunger {
+        if self.draining || self.term.is_none() || self.store_trouble {
+            return Hunger::default();
+        }
+        let free = self.sessions.free_credit();
+        let limit = free.saturating_sub(self.ready.len());
+        let mut excluded: Vec<(String, Option<String>)> = Vec::new();
+        // Rows of transports that are away must still expire in time.
+        if self.swept.elapsed() < SWEEP_EVERY {
+            let without = |name: &&str| !self.sessions.has_credit(name, Priority::Normal);
+            let names = self.config.transports.iter().map(|it| it.name.as_str());
+            excluded.extend(names.filter(without).map(|name| (name.to_owned(), None)));
+        } else {
+            self.swept = Instant::now();
+        }
+        let now = UnixMillis::now();
+        let closed = self.destinations.closed(now);
+        excluded.extend(closed.into_iter().map(|(transport, it, _)| (transport, Some(it))));
+        Hunger { limit: limit.max(APPETITE_MIN), excluded }
+    }
+}
+
+impl Handler<SessionOpened> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, opened: SessionOpened, _: &mut Self::Context) {
+        let transport = opened.transport.clone();
+        self.sessions.open(opened);
+        self.adjust_leasing();
+        self.ready.wake_transport(&transport);
+        self.pump();
+    }
+}
+
+impl Handler<SessionClosed> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, SessionClosed(key): SessionClosed, _: &mut Self::Context) {
+        self.sessions.close(key);
+        self.adjust_leasing();
+    }
+}
+
+impl Handler<TakesAddresses> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, takes: TakesAddresses, _: &mut Self::Context) {
+        self.router.set_address_types(&takes.transport, &takes.types);
+    }
+}
+
+impl Handler<SessionStatus> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, status: SessionStatus, _: &mut Self::Context) {
+        if let Some(transport) = self.sessions.update(status) {
+            self.ready.wake_transport(&transport);
+            self.pump();
+        }
+    }
+}
+
+impl Handler<AttemptOver> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, over: AttemptOver, _: &mut Self::Context) {
+        let now = UnixMillis::now();
+        let Some((transport, destinations)) = self.moving.submitted(over.id) else { return };
+        for destination in destinations {
+            let result = over.results.iter().find(|(name, _)| *name == destination);
+            let reach = result.map_or(Reach::Untold, |(_, it)| *it);
+            self.destinations.handle_result(now, &transport, &destination, reach);
+            self.ready.wake_lane(&LaneKey { transport: transport.clone(), destination });
+        }
+        self.moving.stage(over.id, Stage::Recording);
+    }
+}
+
+impl Handler<SentDeferred> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, said: SentDeferred, _: &mut Self::Context) {
+        self.sent_deferred.insert(said.id, (said, Instant::now()));
+    }
+}
+
+impl Handler<Forget> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, Forget(id): Forget, _: &mut Self::Context) {
+        self.moving.end(id);
+    }
+}
+
+impl Handler<Gathered<Recorded>> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, recorded: Gathered<Recorded>, _: &mut Self::Context) {
+        let mut acks = Vec::new();
+        let mut settled: HashMap<SessionKey, Vec<Tenancy>> = HashMap::new();
+        for done in recorded.take() {
+            acks.extend(done.lease);
+            self.moving.end(done.tenancy.id);
+            if let Some(session) = done.spent {
+                self.sessions.give_back(session);
+            }
+            // Who lost settles nothing: the attempt belongs to whoever won.
+            if done.written == Written::Won {
+                for session in done.sessions {
+                    settled.entry(session).or_default().push(done.tenancy);
+                }
+            }
+        }
+        self.link.ack(acks);
+        for (session, tenancies) in settled {
+            if let Some(transport) = self.sessions.settle(session, tenancies) {
+                self.ready.wake_transport(&transport);
+            }
+        }
+        self.pump();
+    }
+}
+
+impl Handler<Gathered<Moved>> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, moved: Gathered<Moved>, _: &mut Self::Context) {
+        self.link.ack(moved.take().into_iter().map(|it| it.0).collect());
+    }
+}
+
+impl Handler<StoreTrouble> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, StoreTrouble(trouble): StoreTrouble, _: &mut Self::Context) {
+        self.store_trouble = trouble;
+        self.adjust_leasing();
+    }
+}
+
+impl Handler<LeaseEnded> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, LeaseEnded(class): LeaseEnded, _: &mut Self::Context) {
+        if self.leasing {
+            self.link.lease(class, self.config.spooler.prefetch.of(class));
+        }
+    }
+}
+
+impl Handler<Drain> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) {
+        self.draining = true;
+        self.adjust_leasing();
+        let now = UnixMillis::now();
+        for ready in self.ready.drain() {
+            let reason = "moved here because its spooler was going down".to_owned();
+            self.park(ready, reason, now);
+        }
+    }
+}
+
+impl Handler<InProcess> for Dispatcher {
+    type Result = actix::MessageResult<InProcess>;
+
+    fn handle(&mut self, _: InProcess, _: &mut Self::Context) -> Self::Result {
+        actix::MessageResult((self.moving.len(), self.moving.summary()))
+    }
+}

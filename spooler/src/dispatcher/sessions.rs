@@ -1,0 +1,144 @@
+//! The sessions that submissions can go to, and their credit.
+
+use std::collections::HashMap;
+
+use actix::Addr;
+use pombo_proto::{
+    ids::MessageId,
+    message::Priority,
+    tenure::{Ordinal, Tenure},
+    verbs::Tenancy,
+};
+
+use super::{SessionOpened, SessionStatus};
+use crate::{
+    job::SessionKey,
+    session::{Cancel, Session, Settle, Submission, Submit},
+};
+
+/// One part in so many of a transport's credit is kept for urgent messages.
+const URGENT_SHARE: u32 = 16;
+
+#[derive(Debug)]
+struct View {
+    transport: String,
+    agent: String,
+    opened: Ordinal,
+    credit: u32,
+    outstanding: u32,
+    usable: bool,
+    addr: Addr<Session>,
+}
+
+impl View {
+    fn free(&self) -> u32 {
+        if self.usable { self.credit.saturating_sub(self.outstanding) } else { 0 }
+    }
+}
+
+/// All open sessions.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    views: HashMap<SessionKey, View>,
+}
+
+impl Sessions {
+    pub fn open(&mut self, opened: SessionOpened) {
+        let view = View {
+            transport: opened.transport,
+            agent: opened.agent,
+            opened: opened.opened,
+            credit: opened.credit,
+            outstanding: 0,
+            usable: true,
+            addr: opened.addr,
+        };
+        self.views.insert(opened.key, view);
+    }
+
+    pub fn close(&mut self, key: SessionKey) {
+        self.views.remove(&key);
+    }
+
+    pub fn clear(&mut self) {
+        self.views.clear();
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.views.is_empty()
+    }
+
+    /// Takes a status row's credit; names the transport if that may let something go.
+    pub fn update(&mut self, status: SessionStatus) -> Option<String> {
+        let view = self.views.get_mut(&status.key)?;
+        let before = view.free();
+        (view.credit, view.usable) = (status.credit, status.usable);
+        (view.free() > before).then(|| view.transport.clone())
+    }
+
+    fn of<'a>(&'a self, transport: &'a str) -> impl Iterator<Item = (&'a SessionKey, &'a View)> {
+        self.views.iter().filter(move |(_, view)| view.transport == transport)
+    }
+
+    /// Whether a message of this class may go to a transport.
+    pub fn has_credit(&self, transport: &str, class: Priority) -> bool {
+        let (mut free, mut all) = (0, 0);
+        for (_, view) in self.of(transport) {
+            free += view.free();
+            all += view.credit;
+        }
+        let reserve = if class == Priority::Urgent { 0 } else { all / URGENT_SHARE };
+        free > reserve
+    }
+
+    pub fn any_credit(&self) -> bool {
+        self.views.values().any(|view| view.free() > 0)
+    }
+
+    pub fn free_credit(&self) -> usize {
+        self.views.values().map(|view| view.free() as usize).sum()
+    }
+
+    /// The session with most credit among those that the tenure may use.
+    pub fn choose(&self, transport: &str, tenure: &Tenure) -> Option<SessionKey> {
+        self.of(transport)
+            .filter(|(_, view)| view.free() > 0 && tenure.may_use_session(view.opened))
+            .max_by_key(|(_, view)| view.free())
+            .map(|(key, _)| *key)
+    }
+
+    pub fn spend(&mut self, key: SessionKey) {
+        if let Some(view) = self.views.get_mut(&key) {
+            view.outstanding += 1;
+        }
+    }
+
+    pub fn give_back(&mut self, key: SessionKey) {
+        if let Some(view) = self.views.get_mut(&key) {
+            view.outstanding = view.outstanding.saturating_sub(1);
+        }
+    }
+
+    pub fn agent(&self, key: SessionKey) -> String {
+        self.views.get(&key).map(|view| view.agent.clone()).unwrap_or_default()
+    }
+
+    pub fn submit(&self, key: SessionKey, submissions: Vec<Submission>) {
+        if let Some(view) = self.views.get(&key) {
+            view.addr.do_send(Submit(submissions));
+        }
+    }
+
+    pub fn cancel(&self, key: SessionKey, id: MessageId) {
+        if let Some(view) = self.views.get(&key) {
+            view.addr.do_send(Cancel(id));
+        }
+    }
+
+    /// Tells the agent; names the transport whose credit has grown.
+    pub fn settle(&self, key: SessionKey, tenancies: Vec<Tenancy>) -> Option<String> {
+        let view = self.views.get(&key)?;
+        view.addr.do_send(Settle(tenancies));
+        Some(view.transport.clone())
+    }
+}

@@ -1,0 +1,56 @@
+//! A message in process: the tenure, what it is about, and what is known so far. It moves from actor to actor; there
+//! is never a second one.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use pombo_proto::{
+    ids::{Incarnation, MessageId},
+    message::Message,
+    tenure::{Ordinal, Tenure},
+};
+
+use crate::progress::Progress;
+
+/// A message that this process may decide about.
+#[derive(Debug)]
+pub struct Job {
+    /// The right to decide.
+    pub tenure: Tenure,
+    /// The message.
+    pub message: Message,
+    /// What became of it so far.
+    pub progress: Progress,
+    /// A cancel was marked before it was claimed, or has come since.
+    pub cancelled: bool,
+    /// Somebody may have submitted it without our knowing.
+    pub doubt: bool,
+    /// When the tenure was obtained.
+    pub since: Instant,
+}
+
+impl Job {
+    /// The message's id.
+    pub fn id(&self) -> MessageId {
+        self.tenure.id()
+    }
+}
+
+/// An agent's incarnation, by which this process names its session with it.
+pub type SessionKey = Incarnation;
+
+/// Draws ordinals: sessions and tenures from one counter.
+#[derive(Clone, Debug, Default)]
+pub struct Ordinals(Arc<AtomicU64>);
+
+impl Ordinals {
+    /// The next place in the order.
+    pub fn next(&self) -> Ordinal {
+        Ordinal(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,516 @@
+//! Turns what happened into a verdict, and the verdict into one row.
+//!
+//! ```text
+//! session, dispatcher, adoption --Conclude--> verdict -> reports -> store commit --Recorded--> dispatcher (ack, Settled)
+//! ```
+//!
+//! A report is written in the transaction that records its cause, so there is exactly one. A commit that fails is repeated
+//! until it succeeds or the incarnation ends; meanwhile leasing stops and nothing is acked. What bounds the number of
+//! pending commits is what bounds the jobs: leases, claims and credit.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture,
+};
+use bytes::Bytes;
+use pombo_proto::{
+    blob::Blobs,
+    control::QueueState,
+    frame,
+    ids::MessageId,
+    link::Lease,
+    message::{Body, Envelope, Message as Mail},
+    service::http::Health,
+    tenure::{LeaseTag, Origin},
+    time::UnixMillis,
+    verbs::Tenancy,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    config::Config,
+    dispatcher::{Dispatcher, EndTerm, StoreTrouble, TakesAddresses},
+    gather::{Gather, Gathered},
+    job::{Job, SessionKey},
+    outbox::{Kick, Outbox},
+    progress::{Progress, RecipientState},
+    report::{self, Reporter},
+    router::Router,
+    store::{Error, RowData, StoreThread, Write, Written},
+    verdict::{self, Case, Disposition, Happened, Verdict},
+};
+
+/// A failed commit is repeated after this.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// A message published twice falls due after this: its first copy may surface later than its twin.
+const TWIN_WAIT: Duration = Duration::from_secs(90);
+/// So much of a large original is read for its report.
+const REPORT_HEAD_BYTES: u64 = 256 * 1024;
+
+/// Something happened to a message: decide and record.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Conclude {
+    /// The message; its tenure is used up by this.
+    pub job: Job,
+    /// What happened.
+    pub happened: Happened,
+    /// The sessions that keep an attempt of it: told Settled after the commit.
+    pub sessions: Vec<SessionKey>,
+    /// The session whose credit it used.
+    pub spent: Option<SessionKey>,
+    /// How long the attempt took.
+    pub took: Duration,
+}
+
+/// Several.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ConcludeAll(pub Vec<Conclude>);
+
+/// Move a delivery into the outbox, unopened.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Move(pub Lease);
+
+/// A delivery that is in the store now.
+#[derive(Clone, Copy, Debug)]
+pub struct Moved(pub LeaseTag);
+
+/// What became of a verdict.
+#[derive(Debug)]
+pub struct Recorded {
+    /// Which message, under which fence.
+    pub tenancy: Tenancy,
+    /// Whether this verdict decided.
+    pub written: Written,
+    /// The delivery to ack.
+    pub lease: Option<LeaseTag>,
+    /// The sessions to tell.
+    pub sessions: Vec<SessionKey>,
+    /// The session whose credit is free again.
+    pub spent: Option<SessionKey>,
+}
+
+/// One commit under way; kept until it has succeeded.
+struct Pending {
+    write: Write,
+    then: Then,
+}
+
+enum Then {
+    Recorded { recorded: Recorded, blob: Option<MessageId>, kick: bool },
+    Moved(LeaseTag),
+}
+
+/// A store callback's word.
+struct Committed {
+    pending: Pending,
+    result: Result<Written, Arc<Error>>,
+}
+
+/// The collaborators that are made after the recorder.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Wire {
+    /// Who acks.
+    pub dispatcher: Addr<Dispatcher>,
+    /// Who claims.
+    pub outbox: Addr<Outbox>,
+}
+
+/// The actor.
+pub struct Recorder {
+    config: Arc<Config>,
+    store: StoreThread,
+    blobs: Blobs,
+    health: Health,
+    router: Router,
+    committed: Option<Gather<Committed>>,
+    wired: Option<Wired>,
+    failed: Vec<Pending>,
+    under_way: usize,
+    trouble: bool,
+}
+
+struct Wired {
+    dispatcher: Addr<Dispatcher>,
+    outbox: Addr<Outbox>,
+    recorded: Gather<Recorded>,
+    moved: Gather<Moved>,
+}
+
+impl Recorder {
+    /// Over the store.
+    pub fn new(config: Arc<Config>, store: StoreThread, blobs: Blobs, health: Health) -> Self {
+        let router = Router::new(&config.transport_order());
+        Self {
+            config,
+            store,
+            blobs,
+            health,
+            router,
+            committed: None,
+            wired: None,
+            failed: Vec::new(),
+            under_way: 0,
+            trouble: false,
+        }
+    }
+
+    fn conclude(&mut self, conclude: Conclude, ctx: &mut Context<Self>) {
+        let Conclude { mut job, happened, sessions, spent, took } = conclude;
+        let now = UnixMillis::now();
+        let about = About::of(&happened);
+        let doubt = matches!(happened, Happened::SessionLost { .. });
+        let envelope = job.message.envelope.clone();
+        let case = Case {
+            envelope: &envelope,
+            schedule: &self.config.schedule,
+            router: &self.router,
+            cancelled: job.cancelled,
+            now,
+        };
+        let progress = std::mem::take(&mut job.progress);
+        let verdict = verdict::decide(&case, progress, happened);
+        about.log(&envelope, &verdict.progress, now, took);
+        let decided = Decided { job, verdict, doubt, sessions, spent };
+        let head = match envelope.body {
+            Body::Blob { .. } if !decided.verdict.reports.is_empty() => envelope.id,
+            _ => {
+                let inline = decided.job.message.inline.clone();
+                return self.record(decided, &inline);
+            }
+        };
+        // The original is large and lies in the blob store; its beginning goes into the report.
+        let blobs = self.blobs.clone();
+        let read = async move { blobs.get_head(head, REPORT_HEAD_BYTES).await };
+        let recorded = read.into_actor(self).map(move |head, this, _| {
+            let head = head.unwrap_or_else(|error| {
+                warn!(%error, message = %decided.job.id(), "a report goes without its original");
+                Bytes::new()
+            });
+            this.record(decided, &head);
+        });
+        ctx.spawn(recorded);
+    }
+
+    fn record(&mut self, decided: Decided, head: &[u8]) {
+        let Decided { job, verdict, doubt, sessions, spent } = decided;
+        let now = UnixMillis::now();
+        let envelope = &job.message.envelope;
+        let tenancy = job.tenure.tenancy();
+        let host = self.config.spooler.host();
+        let reports: Vec<_> = verdict
+            .reports
+            .iter()
+            .map(|spec| {
+                let id = spec.id(tenancy.id, tenancy.fence);
+                let retry_until = self.config.schedule.expires_at(envelope);
+                let reporter = Reporter { host: &host, now, id, retry_until };
+                let report = report::build(&reporter, envelope, head, spec, &verdict.progress);
+                info!(message = %tenancy.id, report = %id, kind = ?spec.kind, "report");
+                (id, fresh_row(&report, now, "a report, not yet tried"))
+            })
+            .collect();
+        let finished = matches!(verdict.disposition, Disposition::Finished);
+        let large = matches!(envelope.body, Body::Blob { .. });
+        let kick = !reports.is_empty()
+            || matches!(&verdict.disposition, Disposition::Waiting(waiting) if waiting.due <= now);
+        let row = row(&job.message, &verdict, doubt);
+        let write = Write::Record { tenancy, holder: job.tenure.holder(), row, reports };
+        let lease = match job.tenure.origin() {
+            Origin::Lease(tag) => Some(tag),
+            Origin::Claim => None,
+        };
+        let recorded = Recorded { tenancy, written: Written::Won, lease, sessions, spent };
+        let blob = (finished && large).then_some(tenancy.id);
+        self.commit(Pending { write, then: Then::Recorded { recorded, blob, kick } });
+    }
+
+    fn commit(&mut self, pending: Pending) {
+        let Some(committed) = self.committed.clone() else { return };
+        self.under_way += 1;
+        let write = pending.write.clone();
+        self.store.commit(write, move |result| committed.push(Committed { pending, result }));
+    }
+
+    fn committed(&mut self, done: Committed, ctx: &mut Context<Self>) {
+        self.under_way -= 1;
+        let written = match done.result {
+            Ok(written) => written,
+            Err(error) => return self.stash(done.pending, &error, ctx),
+        };
+        if self.trouble {
+            self.set_trouble(None);
+        }
+        let Some(wired) = &self.wired else { return };
+        match done.pending.then {
+            Then::Moved(tag) => {
+                wired.moved.push(Moved(tag));
+                wired.outbox.do_send(Kick);
+            }
+            Then::Recorded { recorded, blob, kick } => {
+                if kick {
+                    wired.outbox.do_send(Kick);
+                }
+                if let (Some(id), Written::Won) = (blob, written) {
+                    let blobs = self.blobs.clone();
+                    actix::spawn(async move {
+                        if let Err(error) = blobs.delete(id).await {
+                            warn!(%error, message = %id, "a body stays in the blob store");
+                        }
+                    });
+                }
+                if written == Written::Lost {
+                    let Tenancy { id, fence } = recorded.tenancy;
+                    info!(message = %id, fence = fence.0, "lost: somebody else decides");
+                }
+                wired.recorded.push(Recorded { written, ..recorded });
+            }
+        }
+    }
+
+    fn stash(&mut self, pending: Pending, error: &Error, ctx: &mut Context<Self>) {
+        if self.failed.is_empty() {
+            error!(%error, "the store cannot be written: leasing stops, nothing is acked");
+            self.set_trouble(Some(error.to_string()));
+            ctx.run_later(RETRY_AFTER, |this, _| {
+                for pending in std::mem::take(&mut this.failed) {
+                    this.commit(pending);
+                }
+            });
+        }
+        self.failed.push(pending);
+    }
+
+    fn set_trouble(&mut self, error: Option<String>) {
+        self.trouble = error.is_some();
+        if let Some(wired) = &self.wired {
+            wired.dispatcher.do_send(StoreTrouble(self.trouble));
+        }
+        if error.is_none() {
+            info!("the store can be written again");
+        }
+        self.health.set("store", error.map_or(Ok(()), Err));
+    }
+}
+
+struct Decided {
+    job: Job,
+    verdict: Verdict,
+    /// The attempt's result was not learned: Adopt before the next one.
+    doubt: bool,
+    sessions: Vec<SessionKey>,
+    spent: Option<SessionKey>,
+}
+
+/// A message that nobody has tried, as a row.
+fn fresh_row(message: &Mail, due: UnixMillis, reason: &str) -> RowData {
+    let envelope = &message.envelope;
+    RowData {
+        state: QueueState::Waiting,
+        due: Some(due.max(envelope.deferred_until.unwrap_or_default())),
+        reason: reason.to_owned(),
+        transport: None,
+        destination: None,
+        priority: envelope.priority,
+        doubt: false,
+        message: message.encoded.clone(),
+        progress: frame::encode(&Progress::fresh(envelope.recipients.len())),
+    }
+}
+
+fn row(message: &Mail, verdict: &Verdict, doubt: bool) -> RowData {
+    let progress = frame::encode(&verdict.progress);
+    let base = RowData {
+        state: QueueState::Finished,
+        due: None,
+        reason: String::new(),
+        transport: None,
+        destination: None,
+        priority: message.envelope.priority,
+        doubt,
+        message: message.encoded.clone(),
+        progress,
+    };
+    match &verdict.disposition {
+        // What is finished needs its body no more.
+        Disposition::Finished => RowData { message: frame::encoded_head(message), ..base },
+        Disposition::Waiting(waiting) => RowData {
+            state: QueueState::Waiting,
+            due: Some(waiting.due),
+            reason: waiting.reason.clone(),
+            transport: waiting.transport.clone(),
+            destination: waiting.destination.clone(),
+            ..base
+        },
+        Disposition::Held { reason } => {
+            RowData { state: QueueState::Held, reason: reason.clone(), ..base }
+        }
+        Disposition::Dead { reason } => {
+            RowData { state: QueueState::Dead, reason: reason.clone(), ..base }
+        }
+    }
+}
+
+/// What the log says of an attempt: one line per recipient.
+struct About {
+    attempt: Option<(String, Vec<pombo_proto::ids::RecipientIndex>)>,
+}
+
+impl About {
+    fn of(happened: &Happened) -> Self {
+        let attempt = match happened {
+            Happened::Attempt { transport, considered, .. }
+            | Happened::SessionLost { transport, considered, .. } => {
+                Some((transport.clone(), considered.clone()))
+            }
+            _ => None,
+        };
+        Self { attempt }
+    }
+
+    fn log(self, envelope: &Envelope, progress: &Progress, now: UnixMillis, took: Duration) {
+        let Some((transport, considered)) = self.attempt else { return };
+        for index in considered {
+            let (Some(recipient), Some(known)) =
+                (envelope.recipients.get(index.get()), progress.recipients.get(index.get()))
+            else {
+                continue;
+            };
+            let (outcome, text) = match &known.state {
+                RecipientState::Delivered(delivery) => ("delivered", delivery.reply.as_str()),
+                RecipientState::Failed { diagnosis, .. } => ("failed", said(diagnosis)),
+                RecipientState::Expired { diagnosis, .. } => ("expired", said(diagnosis)),
+                RecipientState::Cancelled { .. } => ("cancelled", ""),
+                RecipientState::Kept { .. } => ("kept", ""),
+                RecipientState::Pending { .. } => ("deferred", known.last.as_ref().map_or("", said)),
+            };
+            metrics::counter!(
+                "pombo_outcomes_total", "transport" => transport.clone(), "outcome" => outcome
+            )
+            .increment(1);
+            info!(
+                message = %envelope.id,
+                recipient = recipient.address,
+                transport,
+                destination = crate::router::destination(recipient),
+                outcome,
+                text,
+                tries = known.tries,
+                age_ms = now.since(envelope.submitted_at).as_millis() as u64,
+                took_ms = took.as_millis() as u64,
+                "attempt"
+            );
+        }
+        metrics::histogram!("pombo_attempt_seconds", "transport" => transport).record(took);
+    }
+}
+
+fn said(diagnosis: &pombo_proto::outcome::Diagnosis) -> &str {
+    diagnosis.reply.as_deref().unwrap_or(&diagnosis.text)
+}
+
+impl Actor for Recorder {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.committed = Some(Gather::new(ctx.address().recipient()));
+    }
+}
+
+impl Handler<Wire> for Recorder {
+    type Result = ();
+
+    fn handle(&mut self, wire: Wire, _: &mut Self::Context) {
+        self.wired = Some(Wired {
+            recorded: Gather::new(wire.dispatcher.clone().recipient()),
+            moved: Gather::new(wire.dispatcher.clone().recipient()),
+            dispatcher: wire.dispatcher,
+            outbox: wire.outbox,
+        });
+    }
+}
+
+impl Handler<Conclude> for Recorder {
+    type Result = ();
+
+    fn handle(&mut self, conclude: Conclude, ctx: &mut Self::Context) {
+        self.conclude(conclude, ctx);
+    }
+}
+
+impl Handler<ConcludeAll> for Recorder {
+    type Result = ();
+
+    fn handle(&mut self, ConcludeAll(all): ConcludeAll, ctx: &mut Self::Context) {
+        for conclude in all {
+            self.conclude(conclude, ctx);
+        }
+    }
+}
+
+impl Handler<Move> for Recorder {
+    type Result = ();
+
+    fn handle(&mut self, Move(lease): Move, _: &mut Self::Context) {
+        let envelope = &lease.message.envelope;
+        let now = UnixMillis::now();
+        // Messages with derived ids are always moved before they are submitted, so that only a door-issued one may have been
+        // submitted by whoever held it before us.
+        let doubt = !envelope.id.is_derived() && lease.redelivered || lease.marked;
+        let (due, reason) = if lease.marked {
+            (now.after(TWIN_WAIT), "published twice: waits for its twin")
+        } else if lease.redelivered {
+            (now, "found again after its holder was lost")
+        } else {
+            (now, "moved before its first attempt")
+        };
+        let row = RowData { doubt, ..fresh_row(&lease.message, due, reason) };
+        let write = Write::Move { id: envelope.id, row };
+        self.commit(Pending { write, then: Then::Moved(lease.tag) });
+    }
+}
+
+impl Handler<Gathered<Committed>> for Recorder {
+    type Result = ();
+
+    fn handle(&mut self, committed: Gathered<Committed>, ctx: &mut Self::Context) {
+        for done in committed.take() {
+            self.committed(done, ctx);
+        }
+    }
+}
+
+impl Handler<TakesAddresses> for Recorder {
+    type Result = ();
+
+    fn handle(&mut self, takes: TakesAddresses, _: &mut Self::Context) {
+        self.router.set_address_types(&takes.transport, &takes.types);
+    }
+}
+
+impl Handler<EndTerm> for Recorder {
+    type Result = ();
+
+    fn handle(&mut self, _: EndTerm, _: &mut Self::Context) {
+        // Verdicts that were never committed are given up: their leases and claims come again.
+        self.failed.clear();
+    }
+}
+
+/// How many commits are under way or failed; for the way down.
+#[derive(Message)]
+#[rtype(result = "usize")]
+pub struct PendingCommits;
+
+impl Handler<PendingCommits> for Recorder {
+    type Result = usize;
+
+    fn handle(&mut self, _: PendingCommits, _: &mut Self::Context) -> usize {
+        self.under_way + self.failed.len()
+    }
+}
+

@@ -1,0 +1,212 @@
+//! Puts the actors together, and takes them down in order.
+//!
+//! Down: doors and leasing stop; what is ready is moved to the outbox; what is submitted completes, up to the drain limit;
+//! the last verdicts are committed; sessions log off; the membership is given back; the link closes; the store ends.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, AsyncContext, Context};
+use anyhow::{Context as _, Result};
+use pombo_proto::{
+    blob::Blobs,
+    link::{Audience, Link},
+    service::{http, shutdown},
+    time::UnixMillis,
+};
+use tracing::{info, warn};
+
+use crate::{
+    adoption::{Adoption, OpenDoubts},
+    config::Config,
+    control::Control,
+    dispatcher::{Dispatcher, Drain, InProcess},
+    gather::Gather,
+    job::Ordinals,
+    membership::{Alive, Membership},
+    outbox::{ClaimAs, IsClaiming, Outbox},
+    reception::{Reception, Stop},
+    recorder::{self, PendingCommits, Recorder},
+    store::{Sqlite, StoreThread},
+    switchboard::{LogoffAll, Parts, Switchboard, Wire},
+};
+
+/// How often history is pruned, and how often gauges are set.
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+const COUNT_EVERY: Duration = Duration::from_secs(5);
+
+/// Runs the spooler until SIGTERM or SIGINT. Call it inside an actix system.
+///
+/// # Errors
+/// What keeps it from starting: the store cannot be used, the blob directory cannot be written, the port is taken.
+pub async fn run(config: Config) -> Result<()> {
+    let config = Arc::new(config);
+    let health = http::Health::new();
+    for condition in ["broker", "store"] {
+        health.set(condition, Err("not yet reached"));
+    }
+    let metrics = http::serve(&config.http, health.clone()).context("http.listen")?;
+    let sqlite = Sqlite::open(&config.store.path).context("store.path")?;
+    let store = StoreThread::start(sqlite);
+    health.set("store", Ok::<(), String>(()));
+    let blobs = Blobs::directory(&config.blobs.path).await.context("blobs.path")?;
+    info!(spooler = config.spooler.name(), "pombo-spooler starts");
+
+    let (parts, switchboard) = assemble(&config, store.clone(), blobs, health);
+    tidy(&parts);
+    shutdown().await;
+    drain(&parts, &switchboard).await;
+    parts.link.close().await;
+    store.stop().await;
+    metrics.stop().await;
+    info!("pombo-spooler has ended");
+    Ok(())
+}
+
+/// Downstream first, so that constructors hold the next one's address.
+fn assemble(
+    config: &Arc<Config>,
+    store: StoreThread,
+    blobs: Blobs,
+    health: http::Health,
+) -> (Parts, actix::Addr<Switchboard>) {
+    let (ordinals, alive) = (Ordinals::default(), Alive::default());
+    let switchboard = Switchboard::default().start();
+    let events = Gather::new(switchboard.clone().recipient());
+    let options = config.broker.options(Audience::Spoolers, &config.spooler.name());
+    let link = Link::start(options, move |event| events.push(event));
+    let recorder =
+        Recorder::new(config.clone(), store.clone(), blobs.clone(), health.clone()).start();
+    let dispatcher =
+        Dispatcher::new(config.clone(), link.clone(), ordinals.clone(), recorder.clone()).start();
+    let adoption =
+        Adoption::new(config, store.clone(), dispatcher.clone(), recorder.clone()).start();
+    let outbox =
+        Outbox::new(store.clone(), ordinals.clone(), dispatcher.clone(), adoption.clone()).start();
+    recorder.do_send(recorder::Wire { dispatcher: dispatcher.clone(), outbox: outbox.clone() });
+    let reception = Reception::new(config.spooler.turns()).start();
+    let membership = Membership::new(
+        store.clone(),
+        config.spooler.name(),
+        alive.clone(),
+        switchboard.clone().recipient(),
+        outbox.clone().recipient(),
+    )
+    .start();
+    let control = Control::new(
+        config.clone(),
+        store.clone(),
+        blobs.clone(),
+        link.clone(),
+        dispatcher.clone(),
+        outbox.clone(),
+        switchboard.clone(),
+    )
+    .start();
+    let parts = Parts {
+        link,
+        config: config.clone(),
+        store,
+        blobs,
+        ordinals,
+        alive,
+        health,
+        dispatcher,
+        recorder,
+        adoption,
+        reception,
+        outbox,
+        membership,
+        control,
+    };
+    switchboard.do_send(Wire(parts.clone()));
+    (parts, switchboard)
+}
+
+/// Gauges and pruning, beside everything else.
+fn tidy(parts: &Parts) {
+    Tidy { parts: parts.clone() }.start();
+}
+
+struct Tidy {
+    parts: Parts,
+}
+
+impl Actor for Tidy {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(COUNT_EVERY, |this, _| {
+            let store = this.parts.store.clone();
+            actix::spawn(async move {
+                if let Ok(counts) = store.call(|store| store.counts()).await {
+                    let set = |state: &'static str, count: u64| {
+                        metrics::gauge!("pombo_messages", "state" => state).set(count as f64);
+                    };
+                    set("waiting", counts.waiting);
+                    set("claimed", counts.claimed);
+                    set("held", counts.held);
+                    set("dead", counts.dead);
+                }
+            });
+        });
+        ctx.run_interval(PRUNE_EVERY, |this, _| {
+            let store = this.parts.store.clone();
+            let before = UnixMillis::now().before(this.parts.config.store.history).day();
+            actix::spawn(async move {
+                match store.call(move |store| store.prune(before)).await {
+                    Ok(0) => {}
+                    Ok(parts) => info!(parts, "history dropped"),
+                    Err(error) => warn!(%error, "cannot prune"),
+                }
+            });
+        });
+    }
+}
+
+async fn drain(parts: &Parts, switchboard: &actix::Addr<Switchboard>) {
+    info!("draining: no new work");
+    parts.health.set("draining", Err("going down"));
+    parts.reception.do_send(Stop);
+    parts.outbox.do_send(ClaimAs(None));
+    parts.dispatcher.do_send(Drain);
+    let deadline = tokio::time::Instant::now() + parts.config.spooler.drain;
+    let mut told = tokio::time::Instant::now();
+    loop {
+        let claiming = parts.outbox.send(IsClaiming).await.unwrap_or(false);
+        let doubts = parts.adoption.send(OpenDoubts).await.unwrap_or(0);
+        let (moving, what) = parts.dispatcher.send(InProcess).await.unwrap_or_default();
+        let commits = parts.recorder.send(PendingCommits).await.unwrap_or(0);
+        // Doubts wait for others and may take a minute; their claims are simply given back.
+        let busy = moving.saturating_sub(doubts) > 0 || commits > 0 || claiming;
+        if !busy {
+            break;
+        }
+        if tokio::time::Instant::now() > deadline {
+            warn!(moving, commits, ?what, "drain limit: the rest is given back, in doubt");
+            break;
+        }
+        if told.elapsed() > Duration::from_secs(1) {
+            told = tokio::time::Instant::now();
+            info!(moving, commits, ?what, "still waiting for");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let _ = switchboard.send(LogoffAll).await;
+    settle_the_rest(parts).await;
+    if let Ok(Some(term)) = switchboard.send(crate::switchboard::LeaveTerm).await {
+        let _ = parts.membership.send(crate::membership::Leave(term)).await;
+    }
+}
+
+/// Logging off loses what is still submitted: those verdicts ("in doubt") are committed before the link goes.
+async fn settle_the_rest(parts: &Parts) {
+    for _ in 0..250 {
+        let commits = parts.recorder.send(PendingCommits).await.unwrap_or(0);
+        let (moving, _) = parts.dispatcher.send(InProcess).await.unwrap_or_default();
+        let doubts = parts.adoption.send(OpenDoubts).await.unwrap_or(0);
+        if commits == 0 && moving <= doubts {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

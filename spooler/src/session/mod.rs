@@ -1,0 +1,429 @@
+//! One session with one agent: its ladders, its numbering, its status row.
+//!
+//! ```text
+//! hello -> TransportLogon -> AddressTypes -> BEGIN_INBOUND, BEGIN_OUTBOUND -> messages flow -> END, TransportLogoff
+//! ```
+//!
+//! Spoken to by the switchboard (packets), the dispatcher (submissions, settlements), the adoption and the reception;
+//! speaks to all of them and to the recorder. What bounds it is the agent's credit and the reception's window. Everything
+//! arrives in order, or the session ends: a gap, a returned packet, NoSession, misbehaviour and silence are one thing.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use actix::{
+    Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, SpawnHandle,
+};
+use pombo_proto::{
+    control::SessionRow,
+    frame::{Frame, Packet, Payload},
+    gate::Permit,
+    ids::{Correlation, Incarnation, Instance, MessageId, RecipientIndex},
+    ladder::PeerMisbehaved,
+    outbound::{self, Heard, Outbound},
+    tenure::Ordinal,
+    verbs::{Flush, LogonAccepted, StatusRow, Tenancy, TransportNotification, Verb},
+};
+use tracing::{debug, warn};
+
+use crate::{
+    adoption, dispatcher,
+    job::{Job, SessionKey},
+    reception,
+    recorder::Conclude,
+    switchboard::{Parts, SessionOver, Switchboard},
+};
+
+mod calls;
+mod inbound;
+mod submission;
+
+use inbound::Receiving;
+use submission::UnderWay;
+
+/// How often time is looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// A session is over when no status row has come for so long. An agent sends one every second or two.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Logon and AddressTypes must be answered within this.
+const LOGON_MAX: Duration = Duration::from_secs(30);
+
+/// The other side of a session.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its incarnation.
+    pub key: SessionKey,
+    /// Its run.
+    pub instance: Instance,
+    /// Its transport.
+    pub transport: String,
+    /// Its host, for people.
+    pub host: String,
+}
+
+/// A packet from the agent.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Received(pub Packet);
+
+/// Submit these, in order.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Submit(pub Vec<Submission>);
+
+/// One submission.
+#[derive(Debug)]
+pub struct Submission {
+    /// The job; it comes back through the recorder.
+    pub job: Job,
+    /// The recipients to consider.
+    pub considered: Vec<RecipientIndex>,
+    /// BEGIN_DEFERRED: the transport had kept it.
+    pub begin_deferred: bool,
+}
+
+/// CANCEL_MESSAGE for a message that may be under way here.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Cancel(pub MessageId);
+
+/// The store has recorded these.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Settle(pub Vec<Tenancy>);
+
+/// Ask what the agent knows of these.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Adopt(pub Vec<Tenancy>);
+
+/// EndMessage for an adopted attempt. The answer goes to the adoption.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct EndAdopted {
+    /// Which message, under the adopter's fence.
+    pub tenancy: Tenancy,
+    /// The agent's reference.
+    pub reference: pombo_proto::ids::Reference,
+}
+
+/// Permits to deliver.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct StartMessages(pub Vec<Permit>);
+
+/// FlushQueues.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct FlushQueues(pub Flush);
+
+/// Our own publishes are held back, or no more: silence does not count meanwhile.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Blocked(pub bool);
+
+/// END of both directions, then TransportLogoff.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Logoff;
+
+/// The session is over.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct End(pub &'static str);
+
+/// Its row in `pombo transports`.
+#[derive(Message)]
+#[rtype(result = "Option<SessionRow>")]
+pub struct Describe;
+
+/// Where on the ladder of a session's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    AwaitingLogon,
+    AwaitingAddressTypes,
+    Open,
+    Over,
+}
+
+/// The actor.
+pub struct Session {
+    parts: Parts,
+    switchboard: Addr<Switchboard>,
+    me: Addr<Self>,
+    peer: Peer,
+    mine: Incarnation,
+    life: Life,
+    out: Outbound,
+    since: Instant,
+    opened: Option<Ordinal>,
+    accepted: Option<LogonAccepted>,
+    status: StatusRow,
+    heard: Instant,
+    blocked: bool,
+    critical_section: bool,
+    critical_error: bool,
+    under_way: HashMap<MessageId, UnderWay>,
+    concluded: Vec<Conclude>,
+    receiving: Receiving,
+    polled: Option<(Correlation, Instant)>,
+    idled: Instant,
+    busy: Instant,
+    flush_timer: Option<SpawnHandle>,
+}
+
+impl Session {
+    /// A session that says TransportLogon as soon as it starts.
+    pub fn new(
+        parts: Parts,
+        switchboard: Addr<Switchboard>,
+        me: Addr<Self>,
+        mine: Incarnation,
+        peer: Peer,
+    ) -> Self {
+        let now = Instant::now();
+        // Any number that this pair has not used before: the peer's incarnation knows us by ours, which is new in every
+        // term, and within one term the session counter only grows.
+        let epoch = u32::try_from(parts.ordinals.next().0 + 1).unwrap_or(u32::MAX);
+        Self {
+            out: Outbound::new(mine, peer.key, epoch),
+            parts,
+            switchboard,
+            me,
+            peer,
+            mine,
+            life: Life::AwaitingLogon,
+            since: now,
+            opened: None,
+            accepted: None,
+            status: StatusRow::default(),
+            heard: now,
+            blocked: false,
+            critical_section: false,
+            critical_error: false,
+            under_way: HashMap::new(),
+            concluded: Vec::new(),
+            receiving: Receiving::default(),
+            polled: None,
+            idled: now,
+            busy: now,
+            flush_timer: None,
+        }
+    }
+
+    fn this(&self) -> Addr<Self> {
+        self.me.clone()
+    }
+
+    fn say(&mut self, verb: Verb) {
+        self.out.push(Frame::verb(Correlation(0), verb));
+    }
+
+    fn ask(&mut self, verb: Verb) -> Correlation {
+        let correlation = self.out.correlate();
+        self.out.push(Frame::verb(correlation, verb));
+        correlation
+    }
+
+    fn notify(&mut self, notification: TransportNotification) {
+        self.say(Verb::TransportNotify(notification));
+    }
+
+    /// Everything that this handler had to say goes in as few packets as the peer's answers allow.
+    fn flush(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        while let Some(packet) = self.out.poll_packet(now) {
+            self.parts.link.send(&packet);
+        }
+        if let Some(at) = self.out.poll_timeout() {
+            if self.flush_timer.is_none() {
+                let later = at.saturating_duration_since(now);
+                self.flush_timer = Some(ctx.run_later(later, |this, ctx| {
+                    this.flush_timer = None;
+                    this.flush(ctx);
+                }));
+            }
+        }
+    }
+
+    fn end(&mut self, reason: &str, ctx: &mut Context<Self>) {
+        if self.life == Life::Over {
+            return;
+        }
+        debug!(transport = self.peer.transport, agent = %self.peer.instance, reason, "ending the session");
+        self.life = Life::Over;
+        let key = self.peer.key;
+        self.parts.dispatcher.do_send(dispatcher::SessionClosed(key));
+        self.parts.adoption.do_send(adoption::Closed(self.peer.instance));
+        self.parts.reception.do_send(reception::Closed(key));
+        self.lose_submissions();
+        self.switchboard.do_send(SessionOver { key, reason: reason.to_owned() });
+        let no_session = outbound::no_session(self.mine, key, self.out.epoch());
+        self.parts.link.send(&no_session);
+        ctx.stop();
+    }
+
+    fn packet(&mut self, packet: Packet, ctx: &mut Context<Self>) -> Result<(), &'static str> {
+        if let Some(epoch) = outbound::ended(&packet) {
+            return if epoch == self.out.epoch() { Err("the agent knows no such session") } else { Ok(()) };
+        }
+        match self.out.handle_packet(&packet) {
+            Heard::Stale => return Ok(()),
+            Heard::Broken => return Err("a packet is missing"),
+            Heard::InOrder => {}
+        }
+        self.heard = Instant::now();
+        for frame in packet.frames {
+            let Payload::Verb(verb) = frame.payload else { continue };
+            if let Err(misbehaved) = self.verb(frame.correlation, verb, ctx) {
+                warn!(
+                    transport = self.peer.transport, agent = %self.peer.instance,
+                    %misbehaved, "an agent broke the protocol"
+                );
+                return Err("the agent broke the protocol");
+            }
+            if self.life == Life::Over {
+                return Ok(());
+            }
+        }
+        self.hand_over();
+        Ok(())
+    }
+
+    fn verb(
+        &mut self,
+        correlation: Correlation,
+        verb: Verb,
+        ctx: &mut Context<Self>,
+    ) -> Result<(), PeerMisbehaved> {
+        match verb {
+            Verb::LogonReply(reply) => self.logon_replied(reply, ctx),
+            Verb::AddressTypesReply(types) => self.address_types_replied(types),
+            Verb::ModifyStatusRow(row) => self.status_row(row),
+            Verb::Reference { id, fence, reference } => {
+                return self.reference(Tenancy { id, fence }, reference);
+            }
+            Verb::StatusRecips { id, fence, recipients } => {
+                return self.status_recips(Tenancy { id, fence }, recipients);
+            }
+            Verb::SubmitReply { id, fence, result } => {
+                return self.submit_replied(Tenancy { id, fence }, result);
+            }
+            Verb::EndReply { id, fence, result } => {
+                return self.end_replied(Tenancy { id, fence }, result);
+            }
+            Verb::AdoptReply(answers) => {
+                let (instance, key) = (self.peer.instance, self.peer.key);
+                self.parts.adoption.do_send(adoption::Answers { instance, key, answers });
+            }
+            Verb::SpoolerNotify(notification) => self.spooler_notify(notification),
+            Verb::StartReference { reference } => {
+                return self.receiving.reference(correlation, reference);
+            }
+            Verb::StartReply(result) => return self.start_replied(correlation, result),
+            Verb::PollReply { incoming } => self.poll_replied(correlation, incoming),
+            Verb::ValidateReply(validation) => {
+                debug!(transport = self.peer.transport, ?validation, "validated");
+            }
+            Verb::LoggedOff { kept } => {
+                self.logged_off(kept);
+                self.end("the agent logged off", ctx);
+            }
+            // At-the-dot questions come only from transports whose doubt is held; without the mark there is no go.
+            Verb::AtTheDot(_) | Verb::NoSession => {}
+            _ => return Err(PeerMisbehaved::Unasked),
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        let silent = self.heard.elapsed() > SILENCE_MAX && !self.blocked;
+        let stuck = self.life != Life::Open && self.since.elapsed() > LOGON_MAX;
+        if silent || stuck {
+            self.end(if silent { "the agent is silent" } else { "logon takes too long" }, ctx);
+            return;
+        }
+        if self.life == Life::Open {
+            self.poll_and_idle();
+        }
+        self.flush(ctx);
+    }
+}
+
+impl Actor for Session {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.logon();
+        self.flush(ctx);
+        ctx.run_interval(TICK, |this, ctx| this.tick(ctx));
+    }
+}
+
+impl Handler<Received> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Received(packet): Received, ctx: &mut Self::Context) {
+        match self.packet(packet, ctx) {
+            Ok(()) => self.flush(ctx),
+            Err(reason) => self.end(reason, ctx),
+        }
+    }
+}
+
+impl Handler<End> for Session {
+    type Result = ();
+
+    fn handle(&mut self, End(reason): End, ctx: &mut Self::Context) {
+        self.end(reason, ctx);
+    }
+}
+
+impl Handler<Blocked> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Blocked(blocked): Blocked, _: &mut Self::Context) {
+        self.blocked = blocked;
+        self.heard = Instant::now();
+    }
+}
+
+impl Handler<FlushQueues> for Session {
+    type Result = ();
+
+    fn handle(&mut self, FlushQueues(flush): FlushQueues, ctx: &mut Self::Context) {
+        self.say(Verb::FlushQueues(flush));
+        self.flush(ctx);
+    }
+}
+
+impl Handler<Logoff> for Session {
+    type Result = ();
+
+    fn handle(&mut self, _: Logoff, ctx: &mut Self::Context) {
+        self.notify(TransportNotification::EndInbound);
+        self.notify(TransportNotification::EndOutbound);
+        self.say(Verb::TransportLogoff);
+        self.flush(ctx);
+        self.end("this spooler logged off", ctx);
+    }
+}
+
+impl Handler<Describe> for Session {
+    type Result = Option<SessionRow>;
+
+    fn handle(&mut self, _: Describe, _: &mut Self::Context) -> Self::Result {
+        let outstanding = u32::try_from(self.under_way.len()).unwrap_or(u32::MAX);
+        (self.life == Life::Open).then(|| SessionRow {
+            spooler: self.parts.config.spooler.name(),
+            transport: self.peer.transport.clone(),
+            agent: format!("{} {}", self.peer.host, self.peer.instance),
+            age: self.since.elapsed(),
+            credit: self.status.credit.saturating_sub(outstanding),
+            outstanding,
+            status: self.status.clone(),
+        })
+    }
+}

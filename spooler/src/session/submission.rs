@@ -1,0 +1,302 @@
+//! Submissions of this session: the ladder of each, and what it ends in.
+
+use std::time::Instant;
+
+use actix::{Context, Handler};
+use pombo_proto::{
+    frame::{Frame, Payload},
+    ids::{Correlation, RecipientIndex, Reference},
+    ladder::{
+        PeerMisbehaved,
+        submission::{Action, AttemptResult, Ended, Submission as Ladder},
+    },
+    outcome::{EndMessageFlag, Outcome, RecipientStatus, SubmitResult},
+    time::UnixMillis,
+    verbs::{Refusal, Submit as SubmitArguments, Tenancy, TransportNotification, Verb},
+};
+
+use super::{Adopt, Cancel, EndAdopted, Session, Settle, Submission, Submit};
+use crate::{
+    adoption,
+    destination::Reach,
+    dispatcher::AttemptOver,
+    job::Job,
+    recorder::Conclude,
+    router,
+    verdict::Happened,
+};
+
+/// One attempt.
+pub(super) struct UnderWay {
+    job: Job,
+    considered: Vec<RecipientIndex>,
+    ladder: Ladder,
+    since: Instant,
+}
+
+impl Session {
+    fn submit(&mut self, submission: Submission) {
+        let Submission { mut job, considered, begin_deferred } = submission;
+        let arguments = SubmitArguments {
+            id: job.id(),
+            fence: job.tenure.fence(),
+            begin_deferred,
+            recipients: considered.clone(),
+        };
+        job.progress.note(
+            UnixMillis::now(),
+            "submitted",
+            format!("to {} at {}", self.peer.transport, self.peer.host),
+        );
+        let frame = Frame {
+            correlation: Correlation(0),
+            payload: Payload::Verb(Verb::SubmitMessage(arguments)),
+            tail: job.message.encoded.clone(),
+        };
+        self.out.push(frame);
+        let ladder = Ladder::new(&considered);
+        let under_way = UnderWay { job, considered, ladder, since: Instant::now() };
+        self.under_way.insert(under_way.job.id(), under_way);
+    }
+
+    /// Feeds a ladder and carries out what it asks for. What is said of messages that are not under way here is late, and
+    /// no misbehaviour: an adopted attempt's answers, or those of a fence that has lost.
+    fn feed(
+        &mut self,
+        tenancy: Tenancy,
+        feed: impl FnOnce(&mut UnderWay) -> Result<(), PeerMisbehaved>,
+    ) -> Result<(), PeerMisbehaved> {
+        let Some(under_way) = self.under_way.get_mut(&tenancy.id) else { return Ok(()) };
+        if under_way.job.tenure.fence() != tenancy.fence {
+            return Ok(());
+        }
+        feed(under_way)?;
+        self.drain(tenancy);
+        Ok(())
+    }
+
+    fn drain(&mut self, tenancy: Tenancy) {
+        while let Some(action) =
+            self.under_way.get_mut(&tenancy.id).and_then(|it| it.ladder.poll_action())
+        {
+            match action {
+                Action::SendEndMessage { reference } => {
+                    let (id, fence) = (tenancy.id, tenancy.fence);
+                    self.say(Verb::EndMessage { id, fence, reference });
+                }
+                Action::SendCancel { reference } => {
+                    self.notify(TransportNotification::CancelMessage {
+                        message: tenancy,
+                        reference,
+                        abort_deferred: false,
+                    });
+                }
+                Action::AskAgain => {}
+                Action::Ended(ended) => {
+                    if let Some(under_way) = self.under_way.remove(&tenancy.id) {
+                        self.ended(under_way, ended);
+                    }
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, under_way: UnderWay, ended: Ended) {
+        let UnderWay { job, considered, since, .. } = under_way;
+        let transport = self.peer.transport.clone();
+        let id = job.id();
+        let (happened, results, kept) = match ended {
+            Ended::Finished(result) => {
+                let results = reaches(&job, &considered, &result);
+                (Happened::Attempt { transport, considered, result }, results, true)
+            }
+            Ended::Refused(Refusal::Unreadable) => (Happened::Unreadable { transport }, Vec::new(), false),
+            Ended::Refused(refusal) => {
+                // Nothing was done: by the letter of the contract that is BUSY, and the fence decides the rest in the store.
+                tracing::debug!(message = %id, ?refusal, "submission refused");
+                let result = AttemptResult {
+                    result: SubmitResult::Busy,
+                    end: None,
+                    statuses: Vec::new(),
+                };
+                (Happened::Attempt { transport, considered, result }, Vec::new(), false)
+            }
+            Ended::Lost | Ended::NotThere => {
+                let lost =
+                    Happened::SessionLost { transport, considered, in_doubt: false, hold: false };
+                (lost, Vec::new(), true)
+            }
+        };
+        self.parts.dispatcher.do_send(AttemptOver { id, results });
+        let session = kept.then_some(self.peer.key);
+        self.concluded.push(Conclude {
+            job,
+            happened,
+            sessions: session.into_iter().collect(),
+            spent: Some(self.peer.key),
+            took: since.elapsed(),
+        });
+    }
+
+    /// Hands what has ended to the recorder, one message for all.
+    pub(super) fn hand_over(&mut self) {
+        if !self.concluded.is_empty() {
+            let concluded = std::mem::take(&mut self.concluded);
+            self.parts.recorder.do_send(crate::recorder::ConcludeAll(concluded));
+        }
+    }
+
+    pub(super) fn reference(
+        &mut self,
+        tenancy: Tenancy,
+        reference: Reference,
+    ) -> Result<(), PeerMisbehaved> {
+        self.feed(tenancy, |it| it.ladder.handle_reference(reference))
+    }
+
+    pub(super) fn status_recips(
+        &mut self,
+        tenancy: Tenancy,
+        recipients: Vec<(RecipientIndex, RecipientStatus)>,
+    ) -> Result<(), PeerMisbehaved> {
+        self.feed(tenancy, |it| it.ladder.handle_statuses(recipients))
+    }
+
+    pub(super) fn submit_replied(
+        &mut self,
+        tenancy: Tenancy,
+        result: Result<SubmitResult, Refusal>,
+    ) -> Result<(), PeerMisbehaved> {
+        self.feed(tenancy, |it| it.ladder.handle_submit_reply(result))
+    }
+
+    pub(super) fn end_replied(
+        &mut self,
+        tenancy: Tenancy,
+        result: Result<EndMessageFlag, Refusal>,
+    ) -> Result<(), PeerMisbehaved> {
+        if !self.under_way.contains_key(&tenancy.id) {
+            let ended = adoption::AdoptedEnded { instance: self.peer.instance, tenancy, result };
+            self.parts.adoption.do_send(ended);
+            return Ok(());
+        }
+        self.feed(tenancy, |it| it.ladder.handle_end_reply(result))
+    }
+
+    /// The session is over: whatever is under way is unknown, and will be asked for by Adopt.
+    pub(super) fn lose_submissions(&mut self) {
+        let ids: Vec<_> = self.under_way.values().map(|it| it.job.tenure.tenancy()).collect();
+        for tenancy in ids {
+            let _ = self.feed(tenancy, |it| {
+                it.ladder.handle_session_ended();
+                Ok(())
+            });
+        }
+        self.hand_over();
+    }
+}
+
+/// What an attempt says of its destinations.
+fn reaches(
+    job: &Job,
+    considered: &[RecipientIndex],
+    result: &AttemptResult,
+) -> Vec<(std::sync::Arc<str>, Reach)> {
+    let recipients = &job.message.envelope.recipients;
+    let destination = |index: &RecipientIndex| router::destination(&recipients[index.get()]);
+    let whole = match &result.result {
+        SubmitResult::Ok(outcomes) => {
+            let mut reached: Vec<(std::sync::Arc<str>, Reach)> = Vec::new();
+            for it in outcomes.iter().filter(|it| it.recipient.get() < recipients.len()) {
+                let reach = match &it.outcome {
+                    Outcome::Deferred { destination_down: true, .. } => Reach::Down(std::time::Duration::ZERO),
+                    Outcome::Left => Reach::Untold,
+                    _ => Reach::Reached,
+                };
+                let name = destination(&it.recipient);
+                match reached.iter_mut().find(|(known, _)| **known == *name) {
+                    Some((_, known)) if reach == Reach::Reached => *known = reach,
+                    Some(_) => {}
+                    None => reached.push((name.into(), reach)),
+                }
+            }
+            return reached;
+        }
+        SubmitResult::Wait(rest, _) | SubmitResult::NetworkError(rest, _) => Reach::Down(*rest),
+        SubmitResult::Busy
+        | SubmitResult::NotMe
+        | SubmitResult::Cancelled(_)
+        | SubmitResult::CriticalError(_) => Reach::Untold,
+    };
+    let mut all: Vec<(std::sync::Arc<str>, Reach)> = Vec::new();
+    for index in considered {
+        let name = destination(index);
+        if !all.iter().any(|(known, _)| **known == *name) {
+            all.push((name.into(), whole));
+        }
+    }
+    all
+}
+
+impl Handler<Submit> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Submit(submissions): Submit, ctx: &mut Self::Context) {
+        if self.life == super::Life::Over {
+            // The dispatcher did not know yet; nothing was said to anybody.
+            for Submission { job, considered, .. } in submissions {
+                let ladder = Ladder::new(&considered);
+                let under_way = UnderWay { job, considered, ladder, since: Instant::now() };
+                self.under_way.insert(under_way.job.id(), under_way);
+            }
+            self.lose_submissions();
+            return;
+        }
+        for submission in submissions {
+            self.submit(submission);
+        }
+        self.flush(ctx);
+    }
+}
+
+impl Handler<Cancel> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Cancel(id): Cancel, ctx: &mut Self::Context) {
+        if let Some(under_way) = self.under_way.get_mut(&id) {
+            under_way.job.cancelled = true;
+            under_way.ladder.handle_cancel();
+            let tenancy = under_way.job.tenure.tenancy();
+            self.drain(tenancy);
+        }
+        self.flush(ctx);
+    }
+}
+
+impl Handler<Settle> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Settle(tenancies): Settle, ctx: &mut Context<Self>) {
+        self.say(Verb::Settled(tenancies));
+        self.flush(ctx);
+    }
+}
+
+impl Handler<Adopt> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Adopt(tenancies): Adopt, ctx: &mut Context<Self>) {
+        self.ask(Verb::Adopt(tenancies));
+        self.flush(ctx);
+    }
+}
+
+impl Handler<EndAdopted> for Session {
+    type Result = ();
+
+    fn handle(&mut self, EndAdopted { tenancy, reference }: EndAdopted, ctx: &mut Context<Self>) {
+        let (id, fence) = (tenancy.id, tenancy.fence);
+        self.say(Verb::EndMessage { id, fence, reference });
+        self.flush(ctx);
+    }
+}

@@ -1,0 +1,158 @@
+//! The file: whose it is, which version, and the tables that are there from the start.
+
+use std::path::Path;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+use super::{Error, Options};
+
+/// "Pomb", in the file's header.
+const APPLICATION_ID: i32 = 0x506f_6d62;
+
+/// One step per version: the n-th leads from `user_version` n to n + 1. Steps are only ever added.
+const MIGRATIONS: [&str; 1] = [FIRST];
+
+/// `queue` is the index over all parts of what is not finished: SQLite has none across tables. Triggers of each part keep
+/// it and `counts` in the same transaction, so both are right whoever writes and whatever crashes. No transport and no
+/// destination are `''` in it, so that they compare.
+const FIRST: &str = "
+CREATE TABLE parts (part INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE counts (
+    part INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    n INTEGER NOT NULL,
+    PRIMARY KEY (part, state)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE queue (
+    part INTEGER NOT NULL,
+    row INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    due INTEGER,
+    transport TEXT NOT NULL,
+    destination TEXT NOT NULL,
+    holder BLOB,
+    since INTEGER NOT NULL,
+    PRIMARY KEY (part, row)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX queue_order ON queue (priority, due, transport, destination) WHERE state = 1;
+CREATE INDEX queue_lane ON queue (transport, destination, priority, due) WHERE state = 1;
+CREATE INDEX queue_holder ON queue (holder) WHERE state = 2;
+CREATE INDEX queue_since ON queue (since);
+CREATE TABLE members (
+    incarnation BLOB PRIMARY KEY,
+    name TEXT NOT NULL,
+    counter INTEGER NOT NULL
+) STRICT;
+CREATE TABLE instances (
+    instance BLOB PRIMARY KEY,
+    transport TEXT NOT NULL,
+    host TEXT NOT NULL
+) STRICT;
+";
+
+/// A dozen texts for each part; a day or two are in use at a time, more after a long outage.
+const CACHED_STATEMENTS: usize = 256;
+/// SQLite's own page cache, in KiB.
+const CACHE_KIB: i64 = 16 * 1024;
+/// A WAL that grew larger, under a long question or a dropped part, is cut back to this.
+const WAL_BYTES_KEPT: i64 = 64 * 1024 * 1024;
+
+/// A connection that is ours, migrated, durable.
+pub(super) fn open(path: &Path, options: &Options) -> Result<Connection, Error> {
+    create_private(path)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(options.busy_timeout)?;
+    connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
+    if version(&connection)? != MIGRATIONS.len() {
+        migrate(&mut connection)?;
+    }
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    write_ahead(&connection)?;
+    connection.pragma_update_and_check(None, "journal_size_limit", WAL_BYTES_KEPT, |_| Ok(()))?;
+    if let Some(size) = options.size_max {
+        let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
+        let pages = i64::try_from(size).unwrap_or(i64::MAX) / page.max(1);
+        connection.pragma_update_and_check(None, "max_page_count", pages.max(1), |_| Ok(()))?;
+    }
+    Ok(connection)
+}
+
+/// It holds people's mail: for its owner alone. SQLite gives its WAL the same mode.
+fn create_private(path: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let made = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    match made {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(Error::Unavailable(format!(
+            "{} cannot be made: {error}",
+            path.display()
+        ))),
+    }
+}
+
+/// The version of a file that is ours; 0 for an empty one.
+fn version(connection: &Connection) -> Result<usize, Error> {
+    let application: i32 =
+        connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let empty = application == 0 && version == 0 && tables == 0;
+    if !empty && application != APPLICATION_ID {
+        return Err(Error::Unusable("the file is not one of ours".to_owned()));
+    }
+    match usize::try_from(version) {
+        Ok(version) if version <= MIGRATIONS.len() => Ok(version),
+        _ => Err(Error::Unusable(format!(
+            "the file has version {version}; this build knows up to {}",
+            MIGRATIONS.len()
+        ))),
+    }
+}
+
+/// Looks again under the lock: another process may have migrated meanwhile.
+fn migrate(connection: &mut Connection) -> Result<(), Error> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let from = version(&transaction)?;
+    for step in &MIGRATIONS[from..] {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
+    transaction.commit()?;
+    tracing::info!(from, to = MIGRATIONS.len(), "store: migrated");
+    Ok(())
+}
+
+/// SQLite does not wait for its busy time-out where two processes change the mode at once, so we do. It happens once in
+/// the life of a file.
+fn write_ahead(connection: &Connection) -> Result<(), Error> {
+    const TRIES: u32 = 100;
+    const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+    for last in (0..TRIES).map(|n| n + 1 == TRIES) {
+        let mode = connection
+            .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0));
+        match mode {
+            Ok(mode) if mode == "wal" => return Ok(()),
+            Ok(mode) => {
+                return Err(Error::Unusable(format!(
+                    "write-ahead logging does not work on this file system (journal mode {mode})"
+                )));
+            }
+            Err(error) if !last && error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                std::thread::sleep(PAUSE);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Error::Unavailable("the file is busy".to_owned()))
+}
