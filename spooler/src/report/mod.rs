@@ -1,6 +1,10 @@
 //! RFC 3464 reports.
-use pombo_proto::{ids::MessageId, message::{Envelope, Message}, time::UnixMillis};
 use crate::{progress::Progress, verdict::ReportSpec};
+use pombo_proto::{
+    ids::MessageId,
+    message::{Envelope, Message},
+    time::UnixMillis,
+};
 
 /// Who reports, when, under which id, and until when it is tried.
 pub struct Reporter<'a> {
@@ -14,4 +18,13 @@ pub struct Reporter<'a> {
 }
 
 /// Builds the report. `head`: the original's body, or as much of its beginning as is at hand (may be empty).
-pub fn build(reporter: &Reporter<'_>, original: &Envelope, head: &[u8], spec: &ReportSpec, progress: &Progress) -> Message { let _ = (reporter, original, head, spec, progress); unimplemented!() }
+pub fn build(
+    reporter: &Reporter<'_>,
+    original: &Envelope,
+    head: &[u8],
+    spec: &ReportSpec,
+    progress: &Progress,
+) -> Message {
+    let _ = (reporter, original, head, spec, progress);
+    unimplemented!()
+}
