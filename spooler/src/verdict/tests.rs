@@ -766,17 +766,17 @@ impl Life {
                 outcome: any(random),
             })
             .collect();
-        let statuses = (0..random.usize(0..3))
-            .filter(|_| random.u8(0..6) == 0)
-            .map(|at| {
-                let status = if random.bool() {
-                    RecipientStatus::NotDelivered(refusal())
-                } else {
-                    RecipientStatus::Delivered(Delivery::new(now, "mx", "ok"))
-                };
-                (RecipientIndex(at as u32), status)
-            })
-            .collect::<Vec<_>>();
+        let mut statuses = Vec::new();
+        for at in 0..random.u32(0..3) {
+            let status = if random.bool() {
+                RecipientStatus::NotDelivered(refusal())
+            } else {
+                RecipientStatus::Delivered(Delivery::new(now, "mx", "ok"))
+            };
+            if random.u8(0..6) == 0 {
+                statuses.push((RecipientIndex(at), status));
+            }
+        }
         if random.u8(0..12) == 0 {
             return Happened::SentDeferred {
                 transport: plan.transport.clone(),
