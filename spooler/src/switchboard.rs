@@ -193,7 +193,7 @@ impl Switchboard {
             }
             Event::Blocked(blocked) => {
                 let state = if blocked {
-                    Err("the broker holds publishes back")
+                    Err("the broker holds publishes back".to_owned())
                 } else {
                     Ok(())
                 };
@@ -234,7 +234,7 @@ impl Switchboard {
             }
             let Some(parts) = &this.parts else { return };
             info!(%incarnation, "the link is up");
-            parts.health.set("broker", Ok::<(), &str>(()));
+            parts.health.set("broker", Ok(()));
             parts.dispatcher.do_send(BeginTerm(incarnation));
             parts.outbox.do_send(ClaimAs(Some(incarnation)));
             parts.control.do_send(AnswerAs(Some(incarnation)));
@@ -247,7 +247,7 @@ impl Switchboard {
         let Some(parts) = &self.parts else { return };
         let Some(term) = self.term.take() else { return };
         warn!(incarnation = %term, reason, "the link is down");
-        parts.health.set("broker", Err(reason));
+        parts.health.set("broker", Err(reason.to_owned()));
         parts.outbox.do_send(ClaimAs(None));
         parts.control.do_send(AnswerAs(None));
         for (_, open) in self.sessions.drain() {

@@ -13,11 +13,7 @@ pub(super) fn check(file: &Path) -> Result<bool, Error> {
     if agent {
         return check_agent(file);
     }
-    let config = pombo_proto::service::config::load::<Config>(file)
-        .map_err(|error| Error::Config(error.to_string()))?;
-    config
-        .check()
-        .map_err(|error| Error::Config(format!("{}: {error}", file.display())))?;
+    Config::load(file).map_err(|error| Error::Config(error.to_string()))?;
     println!("{}: good", file.display());
     Ok(true)
 }

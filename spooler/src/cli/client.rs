@@ -49,7 +49,9 @@ impl Client {
     pub async fn connect(broker: &Broker, patience: Duration) -> Result<Self, Error> {
         let (sender, mut events) = mpsc::unbounded_channel();
         let name = format!("pombo {}", std::process::id());
-        let link = Link::start(broker.options(Audience::Nobody, &name), move |event| {
+        let options = broker.options(Audience::Nobody, name);
+        let options = options.map_err(|error| Error::Config(error.to_string()))?;
+        let link = Link::start(options, move |event| {
             let _ = sender.send(event);
         });
         let deadline = Instant::now() + patience;

@@ -264,7 +264,7 @@ fn broker(arguments: &Arguments) -> Result<Broker, Error> {
         None => Broker::default(),
     };
     if let Some(address) = &arguments.broker {
-        broker.addresses = vec![address.clone().into()];
+        broker.addresses = vec![address.clone()];
     }
     if let Some(prefix) = &arguments.prefix {
         broker.prefix.clone_from(prefix);

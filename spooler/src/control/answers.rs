@@ -59,7 +59,7 @@ pub(super) fn trace(row: Option<Row>, moving: Option<MovingView>) -> Option<Trac
         return Some(trace);
     }
     let row = row?;
-    let envelope = frame::decode_head(row.data.message.clone()).ok()?;
+    let envelope = frame::decode_head(&row.data.message).ok()?;
     let progress = frame::decode_all::<Progress>(&row.data.progress).unwrap_or_default();
     let mut trace = from_parts(&Arc::new(envelope), &progress);
     trace.state = row.data.state;
@@ -169,7 +169,7 @@ pub(super) fn why(
 
 /// One row of the queue.
 pub(super) fn queue_row(row: &Row) -> QueueRow {
-    let envelope = frame::decode_head(row.data.message.clone()).ok();
+    let envelope = frame::decode_head(&row.data.message).ok();
     let progress = frame::decode_all::<Progress>(&row.data.progress).unwrap_or_default();
     let mut shown = match &envelope {
         Some(envelope) => from_envelope(envelope, &progress),

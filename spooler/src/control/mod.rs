@@ -112,7 +112,7 @@ impl Control {
         offset: u64,
         part: &Bytes,
     ) -> Result<Answer, ControlError> {
-        let limit = self.desk.config.spooler.body_bytes_max.0;
+        let limit = self.desk.config.spooler.body_bytes_max;
         let size = self
             .uploads
             .add(upload, offset, part, limit, UnixMillis::now())?;

@@ -43,7 +43,7 @@ pub(super) async fn submit(
     let body = with_received(&desk.config.spooler.host(), &client, id, now, &body);
     let eight_bit = body.iter().any(|byte| *byte >= 0x80);
     let size = body.len() as u64;
-    let inline = body.len() <= desk.config.blobs.inline_max();
+    let inline = body.len() <= desk.config.blobs.inline_max;
     let utf8 = |text: &str| !text.is_ascii();
     let envelope = Envelope {
         id,

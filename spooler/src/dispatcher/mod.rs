@@ -30,7 +30,7 @@ use tracing::{debug, info};
 
 use crate::{
     config::Config,
-    destination::{Destinations, MayStart, Reach, Ticket},
+    destination::{Destinations, MayStart, Reach},
     gather::Gathered,
     job::{Job, Ordinals, SessionKey},
     pick::{Credit, Pick, Shares},
@@ -39,7 +39,7 @@ use crate::{
     router::{self, Router},
     session::{self, Session},
     store::Written,
-    verdict::{self, Case, Happened, Next, SubmitPlan},
+    verdict::{self, Case, Happened, Next, Plan},
 };
 
 mod moving;
@@ -292,7 +292,7 @@ impl Dispatcher {
     }
 
     /// Into its lane, unless everything it is for is given a rest.
-    fn enqueue(&mut self, job: Job, plan: SubmitPlan, now: UnixMillis) {
+    fn enqueue(&mut self, job: Job, plan: Plan, now: UnixMillis) {
         let transport: Arc<str> = plan.transport.as_str().into();
         let (mut considered, mut resting) = (Vec::new(), Vec::new());
         let mut lane = None;
