@@ -46,7 +46,11 @@ impl Reply {
 
     /// Whether EHLO's reply offers this extension.
     pub fn offers(&self, keyword: &str) -> bool {
-        self.lines.iter().skip(1).any(|line| line.split(' ').next().is_some_and(|word| word.eq_ignore_ascii_case(keyword)))
+        self.lines.iter().skip(1).any(|line| {
+            line.split(' ')
+                .next()
+                .is_some_and(|word| word.eq_ignore_ascii_case(keyword))
+        })
     }
 
     /// Whether it is a 2xx.
@@ -71,7 +75,9 @@ pub struct Session {
 impl Session {
     /// Connects and reads the greeting, which must be 220.
     pub async fn connect(server: SocketAddr) -> Self {
-        let (session, greeting) = Self::try_connect(server).await.unwrap_or_else(|e| panic!("{e:#}"));
+        let (session, greeting) = Self::try_connect(server)
+            .await
+            .unwrap_or_else(|e| panic!("{e:#}"));
         session.check(&greeting, 220, "the connection")
     }
 
@@ -80,9 +86,17 @@ impl Session {
     /// # Errors
     /// No connection, or no greeting.
     pub async fn try_connect(server: SocketAddr) -> anyhow::Result<(Self, Reply)> {
-        let stream = timeout(LIMIT, TcpStream::connect(server)).await?.with_context(|| format!("connecting to {server}"))?;
-        let mut session = Self { wire: Some(Wire::tcp(stream)), transcript: Vec::new() };
-        let greeting = session.try_reply().await.with_context(|| format!("the greeting of {server}"))?;
+        let stream = timeout(LIMIT, TcpStream::connect(server))
+            .await?
+            .with_context(|| format!("connecting to {server}"))?;
+        let mut session = Self {
+            wire: Some(Wire::tcp(stream)),
+            transcript: Vec::new(),
+        };
+        let greeting = session
+            .try_reply()
+            .await
+            .with_context(|| format!("the greeting of {server}"))?;
         Ok((session, greeting))
     }
 
@@ -96,13 +110,19 @@ impl Session {
     /// Says a line, and expects this code.
     pub async fn says(&mut self, line: &str, code: u16) -> Reply {
         let reply = self.command(line).await;
-        assert!(reply.code == code, "{line:.200} was answered {reply}, not {code}\n{}", self.transcript());
+        assert!(
+            reply.code == code,
+            "{line:.200} was answered {reply}, not {code}\n{}",
+            self.transcript()
+        );
         reply
     }
 
     /// Says a line, and takes whatever is the reply.
     pub async fn command(&mut self, line: &str) -> Reply {
-        self.try_command(line).await.unwrap_or_else(|e| panic!("after {line:.200}: {e}\n{}", self.transcript()))
+        self.try_command(line)
+            .await
+            .unwrap_or_else(|e| panic!("after {line:.200}: {e}\n{}", self.transcript()))
     }
 
     /// Says a line, and takes whatever comes.
@@ -124,7 +144,10 @@ impl Session {
         for line in lines {
             match self.reply_after_flush().await {
                 Ok(reply) => replies.push(reply),
-                Err(e) => panic!("waiting for the reply to the pipelined {line:.200}: {e}\n{}", self.transcript()),
+                Err(e) => panic!(
+                    "waiting for the reply to the pipelined {line:.200}: {e}\n{}",
+                    self.transcript()
+                ),
             }
         }
         replies
@@ -141,8 +164,15 @@ impl Session {
 
     /// Sends a message, dots stuffed and with the final dot, after a 354; expects this code.
     pub async fn message(&mut self, message: &[u8], code: u16) -> Reply {
-        let reply = self.try_message(message).await.unwrap_or_else(|e| panic!("after the final dot: {e}\n{}", self.transcript()));
-        assert!(reply.code == code, "the message was answered {reply}, not {code}\n{}", self.transcript());
+        let reply = self
+            .try_message(message)
+            .await
+            .unwrap_or_else(|e| panic!("after the final dot: {e}\n{}", self.transcript()));
+        assert!(
+            reply.code == code,
+            "the message was answered {reply}, not {code}\n{}",
+            self.transcript()
+        );
         reply
     }
 
@@ -151,7 +181,8 @@ impl Session {
     /// # Errors
     /// The connection was cut, or no reply came in time.
     pub async fn try_message(&mut self, message: &[u8]) -> io::Result<Reply> {
-        self.transcript.push(format!("C: ({} bytes)", message.len()));
+        self.transcript
+            .push(format!("C: ({} bytes)", message.len()));
         let stuffed = stuffed(message);
         self.wire().put(&stuffed);
         self.wire().flush().await?;
@@ -160,7 +191,10 @@ impl Session {
 
     /// Sends bytes as they are, and waits for nothing.
     pub async fn raw(&mut self, bytes: &[u8]) {
-        self.transcript.push(format!("C: (raw) {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(300)])));
+        self.transcript.push(format!(
+            "C: (raw) {:?}",
+            String::from_utf8_lossy(&bytes[..bytes.len().min(300)])
+        ));
         self.wire().put(bytes);
         if let Err(e) = self.wire().flush().await {
             panic!("sending raw bytes: {e}\n{}", self.transcript());
@@ -169,7 +203,9 @@ impl Session {
 
     /// Takes the next reply.
     pub async fn reply(&mut self) -> Reply {
-        self.try_reply().await.unwrap_or_else(|e| panic!("waiting for a reply: {e}\n{}", self.transcript()))
+        self.try_reply()
+            .await
+            .unwrap_or_else(|e| panic!("waiting for a reply: {e}\n{}", self.transcript()))
     }
 
     /// Takes the next reply, if one comes within `limit`: to see that none does.
@@ -182,7 +218,12 @@ impl Session {
     /// # Errors
     /// The connection was cut, or no reply came in time.
     pub async fn try_reply(&mut self) -> io::Result<Reply> {
-        timeout(LIMIT, self.read_reply()).await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no reply within {LIMIT:?}")))?
+        timeout(LIMIT, self.read_reply()).await.map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no reply within {LIMIT:?}"),
+            )
+        })?
     }
 
     /// STARTTLS, trusting this certificate. EHLO has to be said again.
@@ -216,9 +257,14 @@ impl Session {
     /// Expects that the server closes the connection without another word.
     pub async fn is_closed(mut self) {
         match self.try_reply().await {
-            Err(e) if e.kind() == io::ErrorKind::TimedOut => panic!("the connection stays open\n{}", self.transcript()),
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                panic!("the connection stays open\n{}", self.transcript())
+            }
             Err(_) => {}
-            Ok(reply) => panic!("{reply} instead of the end of the connection\n{}", self.transcript()),
+            Ok(reply) => panic!(
+                "{reply} instead of the end of the connection\n{}",
+                self.transcript()
+            ),
         }
     }
 
@@ -228,9 +274,15 @@ impl Session {
     }
 
     async fn handshake(&mut self, certificate: &Certificate) -> anyhow::Result<()> {
-        let Some(wire) = self.wire.take() else { bail!("the connection is gone") };
+        let Some(wire) = self.wire.take() else {
+            bail!("the connection is gone")
+        };
         let name = ServerName::try_from(certificate.name().to_owned())?;
-        let stream = timeout(LIMIT, certificate.connector()?.connect(name, wire.into_inner())).await??;
+        let stream = timeout(
+            LIMIT,
+            certificate.connector()?.connect(name, wire.into_inner()),
+        )
+        .await??;
         self.wire = Some(Wire::new(stream));
         Ok(())
     }
@@ -248,12 +300,19 @@ impl Session {
             let read = self.wire().read_line(&mut line, LINE_MAX).await?;
             if read == 0 || line.last() != Some(&b'\n') {
                 self.transcript.push("S: (closed)".into());
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"));
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the server closed the connection",
+                ));
             }
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
             self.transcript.push(format!("S: {text}"));
-            let malformed = || io::Error::new(io::ErrorKind::InvalidData, format!("not a reply: {text:?}"));
-            let code = text.get(..3).and_then(|code| code.parse::<u16>().ok()).ok_or_else(malformed)?;
+            let malformed =
+                || io::Error::new(io::ErrorKind::InvalidData, format!("not a reply: {text:?}"));
+            let code = text
+                .get(..3)
+                .and_then(|code| code.parse::<u16>().ok())
+                .ok_or_else(malformed)?;
             lines.push(text.get(4..).unwrap_or_default().to_owned());
             match text.as_bytes().get(3) {
                 None | Some(b' ') => return Ok(Reply { code, lines }),
@@ -271,12 +330,17 @@ impl Session {
     }
 
     fn check(self, reply: &Reply, code: u16, what: &str) -> Self {
-        assert!(reply.code == code, "{what} was answered {reply}, not {code}");
+        assert!(
+            reply.code == code,
+            "{what} was answered {reply}, not {code}"
+        );
         self
     }
 
     fn wire(&mut self) -> &mut Wire {
-        self.wire.as_mut().expect("only STARTTLS takes it, and panics if it cannot put it back")
+        self.wire
+            .as_mut()
+            .expect("only STARTTLS takes it, and panics if it cannot put it back")
     }
 }
 
@@ -284,7 +348,12 @@ impl Session {
 ///
 /// # Errors
 /// Whatever was not accepted, with the reply; or the connection was cut.
-pub async fn send(server: SocketAddr, from: &str, to: &[&str], message: &[u8]) -> anyhow::Result<Reply> {
+pub async fn send(
+    server: SocketAddr,
+    from: &str,
+    to: &[&str],
+    message: &[u8],
+) -> anyhow::Result<Reply> {
     let (mut session, greeting) = Session::try_connect(server).await?;
     accepted("the connection", greeting)?;
     let hello = accepted("EHLO", session.try_command("EHLO client.example").await?)?;
@@ -295,9 +364,19 @@ pub async fn send(server: SocketAddr, from: &str, to: &[&str], message: &[u8]) -
     if !(from.is_ascii() && to.iter().all(|address| address.is_ascii())) {
         params.push_str(" SMTPUTF8");
     }
-    accepted("MAIL", session.try_command(&format!("MAIL FROM:<{from}>{params}")).await?)?;
+    accepted(
+        "MAIL",
+        session
+            .try_command(&format!("MAIL FROM:<{from}>{params}"))
+            .await?,
+    )?;
     for recipient in to {
-        accepted(recipient, session.try_command(&format!("RCPT TO:<{recipient}>")).await?)?;
+        accepted(
+            recipient,
+            session
+                .try_command(&format!("RCPT TO:<{recipient}>"))
+                .await?,
+        )?;
     }
     let go = session.try_command("DATA").await?;
     if go.code != 354 {
@@ -322,7 +401,10 @@ pub fn stuffed(message: &[u8]) -> Vec<u8> {
     let mut line_start = true;
     let mut rest = message;
     while !rest.is_empty() {
-        let end = rest.iter().position(|&byte| byte == b'\n').map_or(rest.len(), |at| at + 1);
+        let end = rest
+            .iter()
+            .position(|&byte| byte == b'\n')
+            .map_or(rest.len(), |at| at + 1);
         let (line, after) = rest.split_at(end);
         if line_start && line.first() == Some(&b'.') {
             out.push(b'.');

@@ -62,10 +62,15 @@ where
     let mut last = String::from("the first answer did not come");
     loop {
         asked += 1;
-        match tokio::time::timeout_at(start + limit, condition()).await.map(Answer::found) {
+        match tokio::time::timeout_at(start + limit, condition())
+            .await
+            .map(Answer::found)
+        {
             Ok(Ok(found)) => return found,
             Ok(Err(answer)) => last = answer,
-            Err(_) => panic!("not within {limit:?}: {what} (asked {asked} times, the last time without an answer; before: {last})"),
+            Err(_) => panic!(
+                "not within {limit:?}: {what} (asked {asked} times, the last time without an answer; before: {last})"
+            ),
         }
         if start.elapsed() + INTERVAL > limit {
             panic!("not within {limit:?}: {what} (asked {asked} times, last answer: {last})");

@@ -33,18 +33,29 @@ pub async fn get(address: SocketAddr, path: &str) -> anyhow::Result<HttpReply> {
 
 async fn exchange(address: SocketAddr, path: &str) -> anyhow::Result<HttpReply> {
     let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())
+        .await?;
     let mut raw = Vec::new();
     stream.take(BODY_MAX).read_to_end(&mut raw).await?;
     parse(&String::from_utf8_lossy(&raw))
 }
 
 fn parse(text: &str) -> anyhow::Result<HttpReply> {
-    let (head, body) = text.split_once("\r\n\r\n").context("no end of the headers")?;
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .context("no end of the headers")?;
     let status = head.lines().next().unwrap_or_default();
     ensure!(status.starts_with("HTTP/1."), "not HTTP: {status:?}");
-    let code = status.split(' ').nth(1).and_then(|code| code.parse().ok()).with_context(|| format!("no status in {status:?}"))?;
-    Ok(HttpReply { status: code, body: body.to_owned() })
+    let code = status
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .with_context(|| format!("no status in {status:?}"))?;
+    Ok(HttpReply {
+        status: code,
+        body: body.to_owned(),
+    })
 }
 
 /// The sum over all label sets of one metric on a Prometheus page; `None` if it is not there.
@@ -67,7 +78,8 @@ mod tests {
 
     #[test]
     fn metric_is_summed_over_its_labels_and_not_mixed_with_longer_names() {
-        let page = "# TYPE sent counter\nsent{t=\"a\"} 2\nsent{t=\"b c\"} 3\nsent_total 9\nidle 0\n";
+        let page =
+            "# TYPE sent counter\nsent{t=\"a\"} 2\nsent{t=\"b c\"} 3\nsent_total 9\nidle 0\n";
         assert_eq!(metric(page, "sent"), Some(5.0));
         assert_eq!(metric(page, "idle"), Some(0.0));
         assert_eq!(metric(page, "absent"), None);
@@ -76,7 +88,13 @@ mod tests {
     #[test]
     fn reply_is_split_into_status_and_body() {
         let reply = parse("HTTP/1.1 503 Service Unavailable\r\nx: y\r\n\r\nno broker").unwrap();
-        assert_eq!(reply, HttpReply { status: 503, body: "no broker".into() });
+        assert_eq!(
+            reply,
+            HttpReply {
+                status: 503,
+                body: "no broker".into()
+            }
+        );
         assert!(parse("220 smtp\r\n\r\n").is_err());
     }
 }

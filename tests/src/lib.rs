@@ -15,6 +15,7 @@ pub mod broker;
 pub mod client;
 pub mod eventually;
 pub mod http;
+pub mod installation;
 pub mod load;
 pub mod mail;
 pub mod ports;
@@ -28,4 +29,5 @@ mod wire;
 
 pub use broker::Broker;
 pub use eventually::eventually;
+pub use installation::Installation;
 pub use sink::Sink;

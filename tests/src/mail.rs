@@ -10,7 +10,12 @@ pub const ID_HEADER: &str = "X-Pombo-Test";
 /// An id that no other message of any test has.
 pub fn fresh_id() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!("{}-{}-{:08x}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed), fastrand::u32(..))
+    format!(
+        "{}-{}-{:08x}",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed),
+        fastrand::u32(..)
+    )
 }
 
 /// Builds a message. Without anything said, it is a small plain text with a fresh id.
@@ -42,8 +47,15 @@ impl Mail {
             ("Date", "Mon, 2 Nov 2026 10:00:00 +0000"),
             ("MIME-Version", "1.0"),
         ];
-        let headers = headers.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Self { id: id.to_owned(), headers, body: b"Hello, Bob.\r\n".to_vec() }
+        let headers = headers
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        Self {
+            id: id.to_owned(),
+            headers,
+            body: b"Hello, Bob.\r\n".to_vec(),
+        }
     }
 
     /// Its id.
@@ -53,7 +65,11 @@ impl Mail {
 
     /// Sets a header field, or adds it if there is none of that name.
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        match self.headers.iter_mut().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
+        match self
+            .headers
+            .iter_mut()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+        {
             Some((_, known)) => value.clone_into(known),
             None => self.headers.push((name.into(), value.into())),
         }
@@ -99,7 +115,13 @@ impl Mail {
         for (name, value) in &self.headers {
             out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
         }
-        out.extend_from_slice(format!("Message-ID: <{0}@test.example>\r\n{ID_HEADER}: {0}\r\n\r\n", self.id).as_bytes());
+        out.extend_from_slice(
+            format!(
+                "Message-ID: <{0}@test.example>\r\n{ID_HEADER}: {0}\r\n\r\n",
+                self.id
+            )
+            .as_bytes(),
+        );
         out.extend_from_slice(&self.body);
         out
     }
@@ -122,7 +144,10 @@ impl Mail {
     /// With all bytes from 128 up, in no charset.
     pub fn with_eight_bits() -> Self {
         let body: Vec<u8> = (0x80..=0xff_u8).chain(*b"\r\n").collect();
-        Self::new().header("Content-Type", "text/plain; charset=unknown-8bit").header("Content-Transfer-Encoding", "8bit").body(body)
+        Self::new()
+            .header("Content-Type", "text/plain; charset=unknown-8bit")
+            .header("Content-Transfer-Encoding", "8bit")
+            .body(body)
     }
 
     /// With UTF-8 in headers and body.
@@ -150,7 +175,10 @@ impl Mail {
     /// With as many `Received` fields as only a loop makes.
     pub fn with_hops(hops: usize) -> Self {
         (0..hops).fold(Self::new(), |mail, hop| {
-            mail.on_top("Received", &format!("from a{hop}.example by b{hop}.example; Mon, 2 Nov 2026 10:00:00 +0000"))
+            mail.on_top(
+                "Received",
+                &format!("from a{hop}.example by b{hop}.example; Mon, 2 Nov 2026 10:00:00 +0000"),
+            )
         })
     }
 
@@ -164,7 +192,10 @@ impl Mail {
             ("UTF-8", Self::with_utf8()),
             ("broken MIME", Self::with_broken_mime()),
             ("no body", Self::new().body("")),
-            ("a last line of blanks", Self::new().body("the last line\r\n \r\n")),
+            (
+                "a last line of blanks",
+                Self::new().body("the last line\r\n \r\n"),
+            ),
         ]
     }
 }
@@ -172,13 +203,18 @@ impl Mail {
 /// The first header field of this name, unfolded; `None` in the body or if there is none.
 pub fn header(message: &[u8], name: &str) -> Option<String> {
     let mut fields = Fields { rest: message };
-    fields.find(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes())).map(|(_, field)| unfolded(field))
+    fields
+        .find(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes()))
+        .map(|(_, field)| unfolded(field))
 }
 
 /// All header fields of this name, unfolded, from the top.
 pub fn headers(message: &[u8], name: &str) -> Vec<String> {
     let fields = Fields { rest: message };
-    fields.filter(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes())).map(|(_, field)| unfolded(field)).collect()
+    fields
+        .filter(|(found, _)| found.eq_ignore_ascii_case(name.as_bytes()))
+        .map(|(_, field)| unfolded(field))
+        .collect()
 }
 
 /// The fields that mail systems put in front of a message on its way.
@@ -206,7 +242,12 @@ pub fn is_intact(delivered: &[u8], sent: &[u8]) -> Result<(), String> {
         // Where they part is clearest when what both may have in front is away.
         let (got, wanted) = (without_trace(delivered), without_trace(sent));
         let same = got.iter().zip(wanted).take_while(|(a, b)| a == b).count();
-        let around = |bytes: &[u8]| String::from_utf8_lossy(&bytes[same.saturating_sub(40).min(bytes.len())..(same + 40).min(bytes.len())]).into_owned();
+        let around = |bytes: &[u8]| {
+            String::from_utf8_lossy(
+                &bytes[same.saturating_sub(40).min(bytes.len())..(same + 40).min(bytes.len())],
+            )
+            .into_owned()
+        };
         return Err(format!(
             "{} bytes became {}; after {same} equal ones {:?} became {:?}",
             wanted.len(),
@@ -215,12 +256,22 @@ pub fn is_intact(delivered: &[u8], sent: &[u8]) -> Result<(), String> {
             around(got)
         ));
     };
-    if without_trace(front).is_empty() { Ok(()) } else { Err(format!("more than trace fields in front: {:?}", String::from_utf8_lossy(front))) }
+    if without_trace(front).is_empty() {
+        Ok(())
+    } else {
+        Err(format!(
+            "more than trace fields in front: {:?}",
+            String::from_utf8_lossy(front)
+        ))
+    }
 }
 
 /// SHA-256 in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Iterates over header fields: name, and the whole field with its line ends.
@@ -250,14 +301,21 @@ impl<'a> Iterator for Fields<'a> {
 /// Where the line that begins at `start` ends, its line feed included; `None` if it is empty: no line, or the header's end.
 fn line_end(bytes: &[u8], start: usize) -> Option<usize> {
     let rest = &bytes[start..];
-    let length = rest.iter().position(|&byte| byte == b'\n').map_or(rest.len(), |at| at + 1);
+    let length = rest
+        .iter()
+        .position(|&byte| byte == b'\n')
+        .map_or(rest.len(), |at| at + 1);
     (length > 0).then_some(start + length)
 }
 
 fn unfolded(field: &[u8]) -> String {
     let text = String::from_utf8_lossy(field);
     let value = text.split_once(':').map_or("", |(_, value)| value);
-    value.replace("\r\n", "").replace('\n', "").trim().to_owned()
+    value
+        .replace("\r\n", "")
+        .replace('\n', "")
+        .trim()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -285,11 +343,19 @@ mod tests {
     #[test]
     fn trace_in_front_is_no_change_and_anything_else_is() {
         let sent = Mail::with_hops(2).bytes();
-        let delivered = [b"Return-Path: <a@b>\r\nReceived: from x\r\n\tby y; now\r\n".as_slice(), &sent].concat();
+        let delivered = [
+            b"Return-Path: <a@b>\r\nReceived: from x\r\n\tby y; now\r\n".as_slice(),
+            &sent,
+        ]
+        .concat();
         assert_eq!(is_intact(&delivered, &sent), Ok(()));
         assert_eq!(is_intact(&sent, &sent), Ok(()));
         assert!(is_intact(&[b"X-Spam: no\r\n".as_slice(), &sent].concat(), &sent).is_err());
-        assert!(is_intact(&sent[..sent.len() - 1], &sent).unwrap_err().contains("bytes became"));
+        assert!(
+            is_intact(&sent[..sent.len() - 1], &sent)
+                .unwrap_err()
+                .contains("bytes became")
+        );
         assert!(is_intact(&[&delivered[..], b"\r\n"].concat(), &sent).is_err());
     }
 

@@ -23,14 +23,17 @@ while IFS=' ' read -r what value; do
     dir)   set -- "$@" "$value" ;;
   esac
 done
-for g in $groups; do kill -9 -- "-$g" 2>/dev/null; done
+for g in $groups; do kill -9 "-$g" 2>/dev/null; done
 for d; do
   # What was just killed may still be creating files.
   for try in 1 2 3 4 5; do rm -rf -- "$d" 2>/dev/null && break; sleep 0.2; done
 done
 "#;
 
-static REAPER: LazyLock<Mutex<ChildStdin>> = LazyLock::new(|| {
+static REAPER: LazyLock<Mutex<ChildStdin>> = LazyLock::new(|| Mutex::new(start()));
+
+#[expect(clippy::zombie_processes, reason = "it outlives this process")]
+fn start() -> ChildStdin {
     let mut shell = Command::new("/bin/sh")
         .args(["-c", SCRIPT, "pombo-test-reaper"])
         .stdin(Stdio::piped())
@@ -39,8 +42,8 @@ static REAPER: LazyLock<Mutex<ChildStdin>> = LazyLock::new(|| {
         .process_group(0)
         .spawn()
         .expect("/bin/sh is there to clean up after the tests");
-    Mutex::new(shell.stdin.take().expect("its standard input is a pipe"))
-});
+    shell.stdin.take().expect("its standard input is a pipe")
+}
 
 /// From now on this process group dies with the test process.
 pub fn watch_group(pgid: u32) {
@@ -58,7 +61,52 @@ pub fn watch_dir(path: &Path) {
 }
 
 fn tell(what: &str, value: &str) {
-    let mut pipe = REAPER.lock().unwrap_or_else(PoisonError::into_inner);
+    write(
+        &mut REAPER.lock().unwrap_or_else(PoisonError::into_inner),
+        what,
+        value,
+    );
+}
+
+fn write(pipe: &mut ChildStdin, what: &str, value: &str) {
     // One write, so that a kill in the middle leaves no half line. A reaper that is gone cannot be told anything.
     let _ = pipe.write_all(format!("{what} {value}\n").as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::process::ExitStatusExt as _, time::Duration};
+
+    use super::*;
+    use crate::eventually;
+
+    #[tokio::test]
+    async fn end_of_the_pipe_ends_groups_and_directories_but_not_what_was_forgotten() {
+        let sleep = || {
+            Command::new("sleep")
+                .arg("1000")
+                .process_group(0)
+                .spawn()
+                .unwrap()
+        };
+        let (mut watched, mut forgotten) = (sleep(), sleep());
+        let dir = tempfile::tempdir().unwrap().keep();
+        std::fs::write(dir.join("file"), "x").unwrap();
+
+        let mut pipe = start();
+        write(&mut pipe, "group", &forgotten.id().to_string());
+        write(&mut pipe, "group", &watched.id().to_string());
+        write(&mut pipe, "dir", &dir.to_string_lossy());
+        write(&mut pipe, "gone", &forgotten.id().to_string());
+        drop(pipe);
+
+        assert_eq!(watched.wait().unwrap().signal(), Some(9));
+        eventually(Duration::from_secs(10), "the directory is gone", || async {
+            !dir.exists()
+        })
+        .await;
+        assert_eq!(forgotten.try_wait().unwrap(), None);
+        forgotten.kill().unwrap();
+        forgotten.wait().unwrap();
+    }
 }

@@ -43,7 +43,11 @@ impl Scratch {
     }
 
     /// Writes a file in it, making directories on the way.
-    pub fn write(&self, name: impl AsRef<Path>, content: impl AsRef<[u8]>) -> anyhow::Result<PathBuf> {
+    pub fn write(
+        &self,
+        name: impl AsRef<Path>,
+        content: impl AsRef<[u8]>,
+    ) -> anyhow::Result<PathBuf> {
         let path = self.join(name);
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;

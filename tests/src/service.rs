@@ -29,8 +29,18 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own path");
     // target/debug/deps/smoke-0123456789abcdef, or target/debug/examples/x
-    let found = test.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file());
-    found.unwrap_or_else(|| panic!("{name} is not beside {}: run tests/run, or first `cargo build --workspace --bins`", test.display()))
+    let found = test
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file());
+    found.unwrap_or_else(|| {
+        panic!(
+            "{name} is not beside {}: run tests/run, or first `cargo build --workspace --bins`",
+            test.display()
+        )
+    })
 }
 
 /// A service process: `pombo-spooler` or `pombo-agent`. Killed when dropped; while a test panics, the end of its log is shown.
@@ -47,7 +57,13 @@ pub struct Service {
 
 impl Service {
     /// Starts `binary --config config`. `http` is where it serves its health (`http.listen`), `log` gets what it prints.
-    pub fn start(name: &str, binary: &Path, config: &Path, http: SocketAddr, log: &Path) -> anyhow::Result<Self> {
+    pub fn start(
+        name: &str,
+        binary: &Path,
+        config: &Path,
+        http: SocketAddr,
+        log: &Path,
+    ) -> anyhow::Result<Self> {
         Self::start_with(name, binary, config, http, log, &[])
     }
 
@@ -115,10 +131,18 @@ impl Service {
                 return Ok(());
             }
             if let Some(status) = self.group.ended() {
-                bail!("{} ended ({status}) instead of getting ready; its log:\n{}", self.name, self.log_tail());
+                bail!(
+                    "{} ended ({status}) instead of getting ready; its log:\n{}",
+                    self.name,
+                    self.log_tail()
+                );
             }
             if Instant::now() > deadline {
-                bail!("{} is not ready after {limit:?} ({answer:?}); its log:\n{}", self.name, self.log_tail());
+                bail!(
+                    "{} is not ready after {limit:?} ({answer:?}); its log:\n{}",
+                    self.name,
+                    self.log_tail()
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -158,7 +182,11 @@ impl Service {
     pub async fn wait(&mut self, limit: Duration) -> anyhow::Result<i32> {
         match self.group.wait(limit).await {
             Some(status) => Ok(status.code().unwrap_or(-1)),
-            None => bail!("{} still runs after {limit:?}; its log:\n{}", self.name, self.log_tail()),
+            None => bail!(
+                "{} still runs after {limit:?}; its log:\n{}",
+                self.name,
+                self.log_tail()
+            ),
         }
     }
 
@@ -170,13 +198,21 @@ impl Service {
 
     /// All it has printed so far.
     pub fn log(&self) -> String {
-        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        std::fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 
     /// Waits until a line of the log contains `text`, and gives that line.
     pub async fn wait_for_log(&self, text: &str, limit: Duration) -> String {
         let what = format!("a line with {text:?} in the log of {}", self.name);
-        crate::eventually(limit, &what, || async { self.log().lines().find(|line| line.contains(text)).map(str::to_owned) }).await
+        crate::eventually(limit, &what, || async {
+            self.log()
+                .lines()
+                .find(|line| line.contains(text))
+                .map(str::to_owned)
+        })
+        .await
     }
 
     fn log_tail(&self) -> String {
@@ -191,12 +227,21 @@ impl Drop for Service {
                 Some(status) => status.to_string(),
                 None => "running".into(),
             };
-            eprintln!("--- {} ({state}), end of its log ---\n{}", self.name, self.log_tail());
+            eprintln!(
+                "--- {} ({state}), end of its log ---\n{}",
+                self.name,
+                self.log_tail()
+            );
         }
     }
 }
 
-fn spawn(binary: &Path, config: &Path, log: &Path, environment: &[(String, String)]) -> anyhow::Result<Group> {
+fn spawn(
+    binary: &Path,
+    config: &Path,
+    log: &Path,
+    environment: &[(String, String)],
+) -> anyhow::Result<Group> {
     let file = append(log)?;
     Group::spawn(
         Command::new(binary)
@@ -212,7 +257,11 @@ fn spawn(binary: &Path, config: &Path, log: &Path, environment: &[(String, Strin
 
 /// Opens a log so that several processes may write to its end.
 pub(crate) fn append(path: &Path) -> anyhow::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("opening {}", path.display()))
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("opening {}", path.display()))
 }
 
 /// The last `lines` lines.
@@ -257,7 +306,8 @@ impl Output {
     pub fn json(self) -> serde_json::Value {
         let command = self.command.clone();
         let text = self.succeeds();
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("`{command}` printed no JSON ({e}): {text}"))
+        serde_json::from_str(&text)
+            .unwrap_or_else(|e| panic!("`{command}` printed no JSON ({e}): {text}"))
     }
 }
 
@@ -267,8 +317,16 @@ pub async fn run(program: &Path, args: &[&str], stdin: &[u8]) -> anyhow::Result<
 }
 
 /// [`run`] with another limit.
-pub async fn run_within(limit: Duration, program: &Path, args: &[&str], stdin: &[u8]) -> anyhow::Result<Output> {
-    let name = program.file_name().map_or_else(|| program.display().to_string(), |name| name.to_string_lossy().into_owned());
+pub async fn run_within(
+    limit: Duration,
+    program: &Path,
+    args: &[&str],
+    stdin: &[u8],
+) -> anyhow::Result<Output> {
+    let name = program.file_name().map_or_else(
+        || program.display().to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    );
     let command = format!("{name} {}", args.join(" "));
     let mut child = tokio::process::Command::new(program)
         .args(args)
@@ -285,8 +343,15 @@ pub async fn run_within(limit: Duration, program: &Path, args: &[&str], stdin: &
         drop(pipe);
     };
     let both = async { tokio::join!(feed, child.wait_with_output()).1 };
-    let output = tokio::time::timeout(limit, both).await.with_context(|| format!("`{command}` still runs after {limit:?}"))??;
-    Ok(Output { command, code: code(output.status), stdout: text(&output.stdout), stderr: text(&output.stderr) })
+    let output = tokio::time::timeout(limit, both)
+        .await
+        .with_context(|| format!("`{command}` still runs after {limit:?}"))??;
+    Ok(Output {
+        command,
+        code: code(output.status),
+        stdout: text(&output.stdout),
+        stderr: text(&output.stderr),
+    })
 }
 
 fn code(status: ExitStatus) -> i32 {

@@ -34,7 +34,8 @@ impl Certificate {
     /// A name that cannot stand in a certificate.
     pub fn for_names(names: &[&str]) -> anyhow::Result<Self> {
         let owned: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let made = rcgen::generate_simple_self_signed(owned).with_context(|| format!("making a certificate for {names:?}"))?;
+        let made = rcgen::generate_simple_self_signed(owned)
+            .with_context(|| format!("making a certificate for {names:?}"))?;
         Ok(Self {
             name: names.first().copied().unwrap_or("localhost").to_owned(),
             der: made.cert.der().clone(),

@@ -3,7 +3,10 @@
 use std::io;
 
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader},
+    io::{
+        AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
+        BufReader,
+    },
     net::TcpStream,
 };
 
@@ -22,7 +25,10 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) fn new(io: impl Io + 'static) -> Self {
-        Self { io: BufReader::with_capacity(READ_BUFFER, Box::new(io)), out: Vec::new() }
+        Self {
+            io: BufReader::with_capacity(READ_BUFFER, Box::new(io)),
+            out: Vec::new(),
+        }
     }
 
     pub(crate) fn tcp(stream: TcpStream) -> Self {
@@ -34,9 +40,15 @@ impl Wire {
     /// Appends the next line with its line feed to `line` and gives its length; 0 at the end of the connection. What comes
     /// before an end without a line feed is appended too, so look at the last byte.
     pub(crate) async fn read_line(&mut self, line: &mut Vec<u8>, max: usize) -> io::Result<usize> {
-        let read = (&mut self.io).take(max as u64).read_until(b'\n', line).await?;
+        let read = (&mut self.io)
+            .take(max as u64)
+            .read_until(b'\n', line)
+            .await?;
         if read == max && line.last() != Some(&b'\n') {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a line of more than {max} bytes")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a line of more than {max} bytes"),
+            ));
         }
         Ok(read)
     }

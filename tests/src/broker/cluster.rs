@@ -28,7 +28,8 @@ impl Cluster {
             // One after the other: joins at the same time may collide.
             for node in others {
                 node.rabbitmqctl(&["stop_app"]).await?;
-                node.rabbitmqctl(&["join_cluster", first.node_name()]).await?;
+                node.rabbitmqctl(&["join_cluster", first.node_name()])
+                    .await?;
                 node.rabbitmqctl(&["start_app"]).await?;
                 node.ready().await?;
             }

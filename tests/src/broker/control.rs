@@ -18,11 +18,24 @@ impl Broker {
     /// It failed; with what it said.
     pub async fn rabbitmqctl(&self, args: &[&str]) -> anyhow::Result<String> {
         let mut command = tokio::process::Command::from(self.spec.script("rabbitmqctl"));
-        command.args(["-q", "-n", self.node_name()]).args(args).stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .args(["-q", "-n", self.node_name()])
+            .args(args)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         let said = format!("rabbitmqctl {}", args.join(" "));
-        let output = tokio::time::timeout(LIMIT, command.output()).await.with_context(|| format!("{said}: still runs after {LIMIT:?}"))??;
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "{said}: {}\n{out}{err}", output.status);
+        let output = tokio::time::timeout(LIMIT, command.output())
+            .await
+            .with_context(|| format!("{said}: still runs after {LIMIT:?}"))??;
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        ensure!(
+            output.status.success(),
+            "{said}: {}\n{out}{err}",
+            output.status
+        );
         Ok(out.into_owned())
     }
 
@@ -39,7 +52,9 @@ impl Broker {
     /// # Errors
     /// As [`rabbitmqctl`](Self::rabbitmqctl).
     pub async fn close_all_connections(&self) -> anyhow::Result<()> {
-        self.rabbitmqctl(&["close_all_connections", "closed by a test"]).await.map(drop)
+        self.rabbitmqctl(&["close_all_connections", "closed by a test"])
+            .await
+            .map(drop)
     }
 
     /// Raises the memory alarm: from now on publishers are blocked.
@@ -47,7 +62,8 @@ impl Broker {
     /// # Errors
     /// As [`rabbitmqctl`](Self::rabbitmqctl), or the alarm was not raised.
     pub async fn raise_memory_alarm(&self) -> anyhow::Result<()> {
-        self.rabbitmqctl(&["set_vm_memory_high_watermark", "0.00001"]).await?;
+        self.rabbitmqctl(&["set_vm_memory_high_watermark", "0.00001"])
+            .await?;
         self.await_memory_alarm(true).await
     }
 
@@ -56,7 +72,8 @@ impl Broker {
     /// # Errors
     /// As [`rabbitmqctl`](Self::rabbitmqctl), or the alarm was not cleared.
     pub async fn clear_memory_alarm(&self) -> anyhow::Result<()> {
-        self.rabbitmqctl(&["set_vm_memory_high_watermark", NORMAL_WATERMARK]).await?;
+        self.rabbitmqctl(&["set_vm_memory_high_watermark", NORMAL_WATERMARK])
+            .await?;
         self.await_memory_alarm(false).await
     }
 
@@ -71,7 +88,10 @@ impl Broker {
              end, Wait(400)."
         );
         let answer = self.eval(&expression).await?;
-        ensure!(answer.trim() == "there", "the memory alarm did not become {raised}: {answer}");
+        ensure!(
+            answer.trim() == "there",
+            "the memory alarm did not become {raised}: {answer}"
+        );
         Ok(())
     }
 

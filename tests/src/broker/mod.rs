@@ -73,20 +73,29 @@ impl Broker {
     /// # Panics
     /// If it cannot be started: no test of the process can run then.
     pub async fn shared() -> &'static Self {
-        let start = || async { Self::start().await.unwrap_or_else(|e| panic!("the shared broker: {e:#}")) };
+        let start = || async {
+            Self::start()
+                .await
+                .unwrap_or_else(|e| panic!("the shared broker: {e:#}"))
+        };
         SHARED.get_or_init(start).await
     }
 
     async fn start_in(family: Arc<Family>, name: &str, config: &str) -> anyhow::Result<Self> {
         let spec = Spec::new(family, name, config)?;
-        let broker = Self { group: Mutex::new(Some(spec.spawn()?)), spec, fresh: AtomicU32::new(0) };
+        let broker = Self {
+            group: Mutex::new(Some(spec.spawn()?)),
+            spec,
+            fresh: AtomicU32::new(0),
+        };
         broker.ready().await?;
         Ok(broker)
     }
 
-    /// `amqp://guest:guest@127.0.0.1:port/`: the default virtual host.
+    /// `amqp://guest:guest@127.0.0.1:port/%2f`: the default virtual host. (With nothing after the slash, the URI names one
+    /// whose name is empty.)
     pub fn url(&self) -> String {
-        format!("{}/", self.authority())
+        format!("{}/%2f", self.authority())
     }
 
     /// The port for clients; stays the same over stops and starts.
@@ -125,7 +134,9 @@ impl Broker {
     /// # Errors
     /// It did not stop, and was killed.
     pub async fn stop(&self) -> anyhow::Result<()> {
-        let Some(mut group) = self.group().take() else { return Ok(()) };
+        let Some(mut group) = self.group().take() else {
+            return Ok(());
+        };
         group.signal(Signal::SIGTERM);
         match group.wait(STOP_LIMIT).await {
             Some(_) => Ok(()),
@@ -179,8 +190,15 @@ impl Broker {
     /// # Errors
     /// It ended, or took too long; with the end of its log.
     pub async fn ready(&self) -> anyhow::Result<()> {
-        let ended = || self.group().as_mut().is_none_or(|group| group.ended().is_some());
-        self.spec.ready(ended).await.with_context(|| format!("starting RabbitMQ node {}", self.spec.node_name))
+        let ended = || {
+            self.group()
+                .as_mut()
+                .is_none_or(|group| group.ended().is_some())
+        };
+        self.spec
+            .ready(ended)
+            .await
+            .with_context(|| format!("starting RabbitMQ node {}", self.spec.node_name))
     }
 
     /// Where it keeps its files.

@@ -39,17 +39,26 @@ impl Family {
     pub(super) fn new() -> anyhow::Result<Self> {
         let sbin = sbin()?;
         let scratch = Scratch::new("rabbitmq")?;
-        let cookie = scratch.write("home/.erlang.cookie", format!("{:032x}", fastrand::u128(..)))?;
+        let cookie = scratch.write(
+            "home/.erlang.cookie",
+            format!("{:032x}", fastrand::u128(..)),
+        )?;
         std::fs::set_permissions(&cookie, std::fs::Permissions::from_mode(0o400))?;
         let epmd_port = free_port();
         let epmd = Group::spawn(
             clean(&mut Command::new("epmd"))
                 .args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"])
+                .current_dir(scratch.path())
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(service::append(&scratch.join("epmd.log"))?),
         )?;
-        Ok(Self { scratch, sbin, epmd_port, _epmd: epmd })
+        Ok(Self {
+            scratch,
+            sbin,
+            epmd_port,
+            _epmd: epmd,
+        })
     }
 }
 
@@ -74,7 +83,10 @@ impl Spec {
         };
         let files = &spec.family.scratch;
         // A full /tmp is not what these tests are about.
-        files.write(spec.file("rabbitmq.conf"), format!("disk_free_limit.absolute = 10MB\nlog.file.level = info\n{config}\n"))?;
+        files.write(
+            spec.file("rabbitmq.conf"),
+            format!("disk_free_limit.absolute = 10MB\nlog.file.level = info\n{config}\n"),
+        )?;
         files.write(spec.file("enabled_plugins"), "[].\n")?;
         files.write(spec.file("rabbitmq-env.conf"), "")?;
         Ok(spec)
@@ -91,7 +103,12 @@ impl Spec {
     pub(super) fn spawn(&self) -> anyhow::Result<Group> {
         let console = service::append(&self.directory().join("console.log"))?;
         let mut command = self.script("rabbitmq-server");
-        Group::spawn(command.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console))
+        Group::spawn(
+            command
+                .stdin(Stdio::null())
+                .stdout(console.try_clone()?)
+                .stderr(console),
+        )
     }
 
     /// One of RabbitMQ's scripts in this node's environment, and in no other.
@@ -128,10 +145,16 @@ impl Spec {
         let deadline = Instant::now() + BOOT_LIMIT;
         while !self.greets().await {
             if ended() {
-                bail!("it ended; its log:\n{}", service::tail(&self.log(), LOG_LINES));
+                bail!(
+                    "it ended; its log:\n{}",
+                    service::tail(&self.log(), LOG_LINES)
+                );
             }
             if Instant::now() > deadline {
-                bail!("it is not there after {BOOT_LIMIT:?}; its log:\n{}", service::tail(&self.log(), LOG_LINES));
+                bail!(
+                    "it is not there after {BOOT_LIMIT:?}; its log:\n{}",
+                    service::tail(&self.log(), LOG_LINES)
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -147,31 +170,47 @@ impl Spec {
             stream.read_exact(&mut start).await?;
             std::io::Result::Ok(start)
         };
-        matches!(timeout(Duration::from_secs(5), hello).await, Ok(Ok([1, 0, 0])))
+        matches!(
+            timeout(Duration::from_secs(5), hello).await,
+            Ok(Ok([1, 0, 0]))
+        )
     }
 
     pub(super) fn log(&self) -> String {
         let dir = self.directory();
-        let logs = [dir.join("console.log"), dir.join("log").join(format!("{}.log", self.node_name))];
-        logs.iter().filter_map(|path| std::fs::read(path).ok()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect()
+        let logs = [
+            dir.join("console.log"),
+            dir.join("log").join(format!("{}.log", self.node_name)),
+        ];
+        logs.iter()
+            .filter_map(|path| std::fs::read(path).ok())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .collect()
     }
 }
 
 /// Nothing from outside: a `RABBITMQ_*` or `NOTIFY_SOCKET` of the caller would be obeyed.
 fn clean(command: &mut Command) -> &mut Command {
     let path = std::env::var("PATH").unwrap_or_default();
-    command.env_clear().env("PATH", format!("{path}:/usr/bin:/bin:/usr/sbin:/sbin")).env("LANG", "C.UTF-8")
+    command
+        .env_clear()
+        .env("PATH", format!("{path}:/usr/bin:/bin:/usr/sbin:/sbin"))
+        .env("LANG", "C.UTF-8")
 }
 
 fn sbin() -> anyhow::Result<PathBuf> {
     if let Some(dir) = std::env::var_os(SBIN) {
         return Ok(dir.into());
     }
-    let installed = std::fs::read_dir(LIBRARY).with_context(|| format!("RabbitMQ is not installed (no {LIBRARY}); tests/run installs it"))?;
+    let installed = std::fs::read_dir(LIBRARY).with_context(|| {
+        format!("RabbitMQ is not installed (no {LIBRARY}); tests/run installs it")
+    })?;
     let mut found: Vec<_> = installed
         .filter_map(|entry| Some(entry.ok()?.path().join("sbin")))
         .filter(|dir| dir.join("rabbitmq-server").is_file())
         .collect();
     found.sort();
-    found.pop().with_context(|| format!("no rabbitmq_server-*/sbin in {LIBRARY}"))
+    found
+        .pop()
+        .with_context(|| format!("no rabbitmq_server-*/sbin in {LIBRARY}"))
 }

@@ -5,7 +5,10 @@
 use anyhow::{Context as _, ensure};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
-    options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions},
+    options::{
+        BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+        QueueDeleteOptions,
+    },
     types::FieldTable,
 };
 
@@ -26,7 +29,9 @@ impl Broker {
     /// # Errors
     /// The node is not there.
     pub async fn connect(&self) -> anyhow::Result<Connection> {
-        Connection::connect(&self.url(), ConnectionProperties::default()).await.with_context(|| format!("connecting to {}", self.url()))
+        Connection::connect(&self.url(), ConnectionProperties::default())
+            .await
+            .with_context(|| format!("connecting to {}", self.url()))
     }
 
     /// How many messages of a queue are ready: not those that a consumer holds unacknowledged.
@@ -35,8 +40,13 @@ impl Broker {
     /// The node or the queue is not there.
     pub async fn queue_messages(&self, queue: &str) -> anyhow::Result<u32> {
         self.briefly(async |channel| {
-            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            let declared = channel.queue_declare(queue.into(), passive, FieldTable::default()).await?;
+            let passive = QueueDeclareOptions {
+                passive: true,
+                ..QueueDeclareOptions::default()
+            };
+            let declared = channel
+                .queue_declare(queue.into(), passive, FieldTable::default())
+                .await?;
             Ok(declared.message_count())
         })
         .await
@@ -50,8 +60,13 @@ impl Broker {
     pub async fn queue_exists(&self, queue: &str) -> anyhow::Result<bool> {
         let connection = self.connect().await?;
         let channel = connection.create_channel().await?;
-        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let answer = channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let answer = channel
+            .queue_declare(queue.into(), passive, FieldTable::default())
+            .await;
         let _ = connection.close(200, "seen".into()).await;
         match answer {
             Ok(_) => Ok(true),
@@ -68,8 +83,13 @@ impl Broker {
     /// The node or the queue is not there.
     pub async fn take(&self, queue: &str) -> anyhow::Result<Option<Taken>> {
         self.briefly(async |channel| {
-            let got = channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await?;
-            Ok(got.map(|got| Taken { properties: got.delivery.properties, body: got.delivery.data }))
+            let got = channel
+                .basic_get(queue.into(), BasicGetOptions { no_ack: true })
+                .await?;
+            Ok(got.map(|got| Taken {
+                properties: got.delivery.properties,
+                body: got.delivery.data,
+            }))
         })
         .await
         .with_context(|| format!("taking from queue {queue}"))
@@ -79,13 +99,36 @@ impl Broker {
     ///
     /// # Errors
     /// The node refused it.
-    pub async fn publish(&self, exchange: &str, routing_key: &str, properties: BasicProperties, body: &[u8]) -> anyhow::Result<()> {
+    pub async fn publish(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        properties: BasicProperties,
+        body: &[u8],
+    ) -> anyhow::Result<()> {
         self.briefly(async |channel| {
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            let confirmation = channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties).await?.await?;
+            channel
+                .confirm_select(ConfirmSelectOptions::default())
+                .await?;
+            let options = BasicPublishOptions {
+                mandatory: true,
+                ..BasicPublishOptions::default()
+            };
+            let confirmation = channel
+                .basic_publish(
+                    exchange.into(),
+                    routing_key.into(),
+                    options,
+                    body,
+                    properties,
+                )
+                .await?
+                .await?;
             // Alone on its channel, so that a return can only be this message's.
-            ensure!(matches!(confirmation, Confirmation::Ack(None)), "not routed or not confirmed: {confirmation:?}");
+            ensure!(
+                matches!(confirmation, Confirmation::Ack(None)),
+                "not routed or not confirmed: {confirmation:?}"
+            );
             Ok(())
         })
         .await
@@ -98,14 +141,19 @@ impl Broker {
     /// The node is not there.
     pub async fn delete_queue(&self, queue: &str) -> anyhow::Result<()> {
         self.briefly(async |channel| {
-            channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+            channel
+                .queue_delete(queue.into(), QueueDeleteOptions::default())
+                .await?;
             Ok(())
         })
         .await
         .with_context(|| format!("deleting queue {queue}"))
     }
 
-    async fn briefly<T>(&self, work: impl AsyncFnOnce(&Channel) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    async fn briefly<T>(
+        &self,
+        work: impl AsyncFnOnce(&Channel) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         let connection = self.connect().await?;
         let channel = connection.create_channel().await?;
         let result = work(&channel).await;

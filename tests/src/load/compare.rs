@@ -33,7 +33,12 @@ impl Arrival {
     /// # Panics
     /// If anything else happened.
     pub fn is_complete_and_intact(&self) {
-        let faults = [&self.missing, &self.repeated, &self.changed, &self.unexpected];
+        let faults = [
+            &self.missing,
+            &self.repeated,
+            &self.changed,
+            &self.unexpected,
+        ];
         assert!(faults.iter().all(|fault| fault.is_empty()), "{self}");
     }
 
@@ -49,13 +54,21 @@ impl Arrival {
 impl fmt::Display for Arrival {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} intact", self.intact)?;
-        let faults =
-            [("missing", &self.missing), ("repeated", &self.repeated), ("changed", &self.changed), ("unexpected", &self.unexpected)];
+        let faults = [
+            ("missing", &self.missing),
+            ("repeated", &self.repeated),
+            ("changed", &self.changed),
+            ("unexpected", &self.unexpected),
+        ];
         for (name, fault) in faults {
             if !fault.is_empty() {
                 write!(f, ", {} {name} (", fault.len())?;
                 for (number, (id, recipient)) in fault.iter().take(LISTED).enumerate() {
-                    write!(f, "{}{id} for {recipient}", if number == 0 { "" } else { ", " })?;
+                    write!(
+                        f,
+                        "{}{id} for {recipient}",
+                        if number == 0 { "" } else { ", " }
+                    )?;
                 }
                 f.write_str(if fault.len() > LISTED { ", ...)" } else { ")" })?;
             }
@@ -104,7 +117,10 @@ pub fn arrived_in(sent: &Sent, arrived: &[Arc<Transaction>]) -> Arrival {
             }
         }
     }
-    arrival.missing = expected.into_keys().filter(|key| !seen.contains(key)).collect();
+    arrival.missing = expected
+        .into_keys()
+        .filter(|key| !seen.contains(key))
+        .collect();
     arrival
 }
 
@@ -118,7 +134,15 @@ mod tests {
     fn sent(id: &str, code: u16) -> SentMessage {
         let bytes = Mail::with_id(id).bytes();
         let sha256 = mail::sha256(&bytes);
-        SentMessage { id: id.into(), from: "a@x".into(), to: vec!["b@x".into()], size: bytes.len(), sha256, code, tries: 1 }
+        SentMessage {
+            id: id.into(),
+            from: "a@x".into(),
+            to: vec!["b@x".into()],
+            size: bytes.len(),
+            sha256,
+            code,
+            tries: 1,
+        }
     }
 
     fn taken(data: Vec<u8>) -> Arc<Transaction> {
@@ -131,7 +155,10 @@ mod tests {
             user: None,
             from: "a@x".into(),
             from_params: vec![],
-            recipients: vec![Recipient { address: "B@x".into(), params: vec![] }],
+            recipients: vec![Recipient {
+                address: "B@x".into(),
+                params: vec![],
+            }],
             data: data.into(),
             at: Instant::now(),
         })
@@ -139,12 +166,37 @@ mod tests {
 
     #[test]
     fn each_fault_is_told_from_the_others() {
-        let load = Sent { messages: vec![sent("1", 250), sent("2", 250), sent("3", 250), sent("4", 250), sent("5", 550), sent("6", 0)] };
+        let load = Sent {
+            messages: vec![
+                sent("1", 250),
+                sent("2", 250),
+                sent("3", 250),
+                sent("4", 250),
+                sent("5", 550),
+                sent("6", 0),
+            ],
+        };
         let changed = [Mail::with_id("3").bytes(), b"more\r\n".to_vec()].concat();
         let whole = |id: &str| taken(Mail::with_id(id).bytes());
-        let arrival = arrived_in(&load, &[whole("1"), whole("2"), whole("2"), taken(changed), whole("5"), whole("6")]);
+        let arrival = arrived_in(
+            &load,
+            &[
+                whole("1"),
+                whole("2"),
+                whole("2"),
+                taken(changed),
+                whole("5"),
+                whole("6"),
+            ],
+        );
         let pair = |id: &str| vec![(id.to_owned(), "b@x".to_owned())];
-        let wanted = Arrival { intact: 2, missing: pair("4"), repeated: pair("2"), changed: pair("3"), unexpected: pair("5") };
+        let wanted = Arrival {
+            intact: 2,
+            missing: pair("4"),
+            repeated: pair("2"),
+            changed: pair("3"),
+            unexpected: pair("5"),
+        };
         assert_eq!(arrival, wanted);
     }
 }

@@ -50,17 +50,28 @@ pub struct Sent {
 impl Sent {
     /// How many were accepted.
     pub fn accepted(&self) -> usize {
-        self.messages.iter().filter(|message| message.accepted()).count()
+        self.messages
+            .iter()
+            .filter(|message| message.accepted())
+            .count()
     }
 
     /// How many copies the accepted ones make, one per recipient.
     pub fn deliveries(&self) -> usize {
-        self.messages.iter().filter(|message| message.accepted()).map(|message| message.to.len()).sum()
+        self.messages
+            .iter()
+            .filter(|message| message.accepted())
+            .map(|message| message.to.len())
+            .sum()
     }
 
     /// The bytes of the accepted ones.
     pub fn bytes(&self) -> usize {
-        self.messages.iter().filter(|message| message.accepted()).map(|message| message.size).sum()
+        self.messages
+            .iter()
+            .filter(|message| message.accepted())
+            .map(|message| message.size)
+            .sum()
     }
 
     /// Those that were not accepted.

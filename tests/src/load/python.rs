@@ -42,7 +42,12 @@ impl Python {
             processes: 2,
             threads: 4,
             per_connection: 50,
-            sizes: vec![(700, 500, 4 << 10), (250, 4 << 10, 32 << 10), (45, 32 << 10, 128 << 10), (5, 256 << 10, 1 << 20)],
+            sizes: vec![
+                (700, 500, 4 << 10),
+                (250, 4 << 10, 32 << 10),
+                (45, 32 << 10, 128 << 10),
+                (5, 256 << 10, 1 << 20),
+            ],
             seed: 1,
             patience: Duration::from_secs(60),
             limit: Duration::from_secs(900),
@@ -57,7 +62,10 @@ impl Python {
 
     /// The recipients of each message. `{n}` in an address becomes the message's number.
     pub fn to(mut self, addresses: &[&str]) -> Self {
-        self.to = addresses.iter().map(|&address| address.to_owned()).collect();
+        self.to = addresses
+            .iter()
+            .map(|&address| address.to_owned())
+            .collect();
         self
     }
 
@@ -102,7 +110,12 @@ impl Python {
         Ok(Sent { messages })
     }
 
-    async fn process(&self, server: SocketAddr, run: &str, process: usize) -> anyhow::Result<Vec<SentMessage>> {
+    async fn process(
+        &self,
+        server: SocketAddr,
+        run: &str,
+        process: usize,
+    ) -> anyhow::Result<Vec<SentMessage>> {
         let mine: Vec<_> = (process..self.messages).step_by(self.processes).collect();
         let job = serde_json::json!({
             "host": server.ip().to_string(),
@@ -118,12 +131,28 @@ impl Python {
             "seed": self.seed,
             "patience": self.patience.as_secs_f64(),
         });
-        let output = service::run_within(self.limit, Path::new("python3"), &["-c", SCRIPT], job.to_string().as_bytes())
-            .await
-            .context("the load by Python's smtplib needs python3")?;
-        ensure!(output.code == 0, "the load by Python's smtplib failed:\n{}", output.stderr);
-        let sent: Vec<SentMessage> = serde_json::from_str(&output.stdout).context("what the load by Python printed")?;
-        ensure!(sent.len() == mine.len(), "the load by Python tells of {} messages instead of {}:\n{}", sent.len(), mine.len(), output.stderr);
+        let output = service::run_within(
+            self.limit,
+            Path::new("python3"),
+            &["-c", SCRIPT],
+            job.to_string().as_bytes(),
+        )
+        .await
+        .context("the load by Python's smtplib needs python3")?;
+        ensure!(
+            output.code == 0,
+            "the load by Python's smtplib failed:\n{}",
+            output.stderr
+        );
+        let sent: Vec<SentMessage> =
+            serde_json::from_str(&output.stdout).context("what the load by Python printed")?;
+        ensure!(
+            sent.len() == mine.len(),
+            "the load by Python tells of {} messages instead of {}:\n{}",
+            sent.len(),
+            mine.len(),
+            output.stderr
+        );
         Ok(sent)
     }
 }

@@ -66,17 +66,49 @@ impl SmtpSource {
     /// # Errors
     /// smtp-source is not installed, or a server refused something.
     pub async fn send(self, server: SocketAddr) -> anyhow::Result<Sent> {
-        let message = Mail::new().size(self.size);
-        let (id, bytes) = (message.id().to_owned(), message.bytes());
-        // It puts CRLF after each line of the file itself.
+        // It reads lines, puts CRLF after each, and an empty line after the last.
+        let message = Mail::new().size(self.size.saturating_sub(2));
+        let (id, mut bytes) = (message.id().to_owned(), message.bytes());
         let scratch = Scratch::new("source")?;
-        let file = scratch.write("message", String::from_utf8(bytes.clone())?.replace("\r\n", "\n"))?;
-        let (count, sessions) = (self.messages.to_string(), self.sessions.min(self.messages.max(1)).to_string());
-        let (file, server) = (file.to_string_lossy().into_owned(), format!("inet:{}:{}", server.ip(), server.port()));
-        let args =
-            ["-N", "-d", "-M", "source.example", "-s", &sessions, "-m", &count, "-F", &file, "-f", &self.from, "-t", &self.to, &server];
-        let output = service::run_within(self.limit, Path::new(PROGRAM), &args, b"").await.context("smtp-source comes with Postfix")?;
-        ensure!(output.code == 0, "smtp-source failed ({}):\n{}", output.code, output.stderr);
+        let file = scratch.write(
+            "message",
+            String::from_utf8(bytes.clone())?.replace("\r\n", "\n"),
+        )?;
+        bytes.extend_from_slice(b"\r\n");
+        let (count, sessions) = (
+            self.messages.to_string(),
+            self.sessions.min(self.messages.max(1)).to_string(),
+        );
+        let (file, server) = (
+            file.to_string_lossy().into_owned(),
+            format!("inet:{}:{}", server.ip(), server.port()),
+        );
+        let args = [
+            "-N",
+            "-d",
+            "-M",
+            "source.example",
+            "-s",
+            &sessions,
+            "-m",
+            &count,
+            "-F",
+            &file,
+            "-f",
+            &self.from,
+            "-t",
+            &self.to,
+            &server,
+        ];
+        let output = service::run_within(self.limit, Path::new(PROGRAM), &args, b"")
+            .await
+            .context("smtp-source comes with Postfix")?;
+        ensure!(
+            output.code == 0,
+            "smtp-source failed ({}):\n{}",
+            output.code,
+            output.stderr
+        );
         let sha256 = mail::sha256(&bytes);
         let sent = (1..=self.messages).map(|number| SentMessage {
             id: id.clone(),
@@ -87,6 +119,8 @@ impl SmtpSource {
             code: 250,
             tries: 1,
         });
-        Ok(Sent { messages: sent.collect() })
+        Ok(Sent {
+            messages: sent.collect(),
+        })
     }
 }

@@ -41,7 +41,9 @@ impl Exchange {
     /// The client's next line.
     pub(super) fn answer(&mut self, line: &str) -> Step {
         let decoded = STANDARD.decode(line.trim());
-        let Ok(Ok(text)) = decoded.map(String::from_utf8) else { return Step::Malformed };
+        let Ok(Ok(text)) = decoded.map(String::from_utf8) else {
+            return Step::Malformed;
+        };
         if self.login {
             return match self.user.take() {
                 None => {
@@ -78,7 +80,10 @@ mod tests {
         let mut exchange = Exchange::default();
         assert_eq!(exchange.start("LOGIN"), Step::Ask("VXNlcm5hbWU6"));
         assert_eq!(exchange.answer("Ym9i"), Step::Ask("UGFzc3dvcmQ6"));
-        assert_eq!(exchange.answer("c2VjcmV0"), Step::Who("bob".into(), "secret".into()));
+        assert_eq!(
+            exchange.answer("c2VjcmV0"),
+            Step::Who("bob".into(), "secret".into())
+        );
         assert_eq!(Exchange::default().answer("*"), Step::Malformed);
         assert_eq!(Exchange::default().start("CRAM-MD5"), Step::Unknown);
     }

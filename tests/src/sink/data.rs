@@ -31,11 +31,20 @@ pub(super) struct Unstuffing {
 
 impl Unstuffing {
     pub(super) fn new(size_max: usize) -> Self {
-        Self { data: Vec::new(), size_max, size: 0, after_crlf: true }
+        Self {
+            data: Vec::new(),
+            size_max,
+            size: 0,
+            after_crlf: true,
+        }
     }
 
     /// Reads one line. `Some` ends the transfer.
-    pub(super) async fn read_line(&mut self, wire: &mut Wire, line: &mut Vec<u8>) -> io::Result<Option<Transfer>> {
+    pub(super) async fn read_line(
+        &mut self,
+        wire: &mut Wire,
+        line: &mut Vec<u8>,
+    ) -> io::Result<Option<Transfer>> {
         line.clear();
         let read = match wire.read_line(line, LINE_MAX).await {
             Ok(read) => read,
@@ -43,7 +52,11 @@ impl Unstuffing {
             // Reset, or TLS without its goodbye: cut off.
             Err(_) => 0,
         };
-        Ok(if read == 0 || line.last() != Some(&b'\n') { Some(Transfer::CutOff(self.size + read)) } else { self.take(line) })
+        Ok(if read == 0 || line.last() != Some(&b'\n') {
+            Some(Transfer::CutOff(self.size + read))
+        } else {
+            self.take(line)
+        })
     }
 
     fn take(&mut self, line: &[u8]) -> Option<Transfer> {
@@ -54,7 +67,11 @@ impl Unstuffing {
                 Transfer::Complete(std::mem::take(&mut self.data))
             });
         }
-        let content = if self.after_crlf && line.first() == Some(&b'.') { &line[1..] } else { line };
+        let content = if self.after_crlf && line.first() == Some(&b'.') {
+            &line[1..]
+        } else {
+            line
+        };
         self.size += content.len();
         if self.size <= self.size_max {
             self.data.extend_from_slice(content);
@@ -72,9 +89,12 @@ mod tests {
 
     async fn transfer(sent: &[u8]) -> Transfer {
         let (ours, mut theirs) = tokio::io::duplex(1 << 16);
-        tokio::io::AsyncWriteExt::write_all(&mut theirs, sent).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut theirs, sent)
+            .await
+            .unwrap();
         drop(theirs);
-        let (mut wire, mut line, mut unstuffing) = (Wire::new(ours), Vec::new(), Unstuffing::new(100));
+        let (mut wire, mut line, mut unstuffing) =
+            (Wire::new(ours), Vec::new(), Unstuffing::new(100));
         loop {
             if let Some(end) = unstuffing.read_line(&mut wire, &mut line).await.unwrap() {
                 return end;
@@ -84,20 +104,36 @@ mod tests {
 
     #[tokio::test]
     async fn dots_are_unstuffed_and_nothing_else_is_changed() {
-        assert_eq!(transfer(b"a\r\n..b\r\n...\r\nc\nd\0\r\n.\r\n").await, Transfer::Complete(b"a\r\n.b\r\n..\r\nc\nd\0\r\n".to_vec()));
+        assert_eq!(
+            transfer(b"a\r\n..b\r\n...\r\nc\nd\0\r\n.\r\n").await,
+            Transfer::Complete(b"a\r\n.b\r\n..\r\nc\nd\0\r\n".to_vec())
+        );
         assert_eq!(transfer(b".\r\n").await, Transfer::Complete(Vec::new()));
     }
 
     #[tokio::test]
     async fn only_crlf_dot_crlf_ends_a_message() {
-        let variants: [&[u8]; 5] = [b"a\n.\r\nb\r\n", b"a\n.\nb\r\n", b"a\r\n.\nb\r\n", b"a\r.\r\nb\r\n", b"a\r\n.\rb\r\n"];
+        let variants: [&[u8]; 5] = [
+            b"a\n.\r\nb\r\n",
+            b"a\n.\nb\r\n",
+            b"a\r\n.\nb\r\n",
+            b"a\r.\r\nb\r\n",
+            b"a\r\n.\rb\r\n",
+        ];
         for variant in variants {
-            assert!(matches!(transfer(variant).await, Transfer::CutOff(_)), "{:?}", String::from_utf8_lossy(variant));
+            assert!(
+                matches!(transfer(variant).await, Transfer::CutOff(_)),
+                "{:?}",
+                String::from_utf8_lossy(variant)
+            );
         }
     }
 
     #[tokio::test]
     async fn too_large_a_message_is_read_to_its_end() {
-        assert_eq!(transfer(&[b"x".repeat(200), b"\r\n.\r\n".to_vec()].concat()).await, Transfer::TooLarge(202));
+        assert_eq!(
+            transfer(&[b"x".repeat(200), b"\r\n.\r\n".to_vec()].concat()).await,
+            Transfer::TooLarge(202)
+        );
     }
 }

@@ -37,13 +37,13 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-pub use self::{
-    record::{Recipient, Seen, Transaction, Unfinished},
-    script::{Builder, Extension, Gate, Rule, Stage, at},
-};
 use self::{
     record::Record,
     script::{Facts, Options, Plan, Scripted},
+};
+pub use self::{
+    record::{Recipient, Seen, Transaction, Unfinished},
+    script::{Builder, Extension, Gate, Rule, Stage, at},
 };
 use crate::{ports, tls::Certificate};
 
@@ -91,10 +91,25 @@ impl Sink {
     }
 
     async fn start_with(options: Options) -> anyhow::Result<Self> {
-        let acceptor = options.certificate.as_ref().map(Certificate::acceptor).transpose()?.map(Acceptor);
+        let acceptor = options
+            .certificate
+            .as_ref()
+            .map(Certificate::acceptor)
+            .transpose()?
+            .map(Acceptor);
         let record = Mutex::new(Record::new(options.transcript_max));
-        let shared = Arc::new(Shared { options, acceptor, rules: Mutex::default(), record, changed: watch::Sender::new(0) });
-        let sink = Self { address: ports::free_address(), shared, listening: Mutex::new(None) };
+        let shared = Arc::new(Shared {
+            options,
+            acceptor,
+            rules: Mutex::default(),
+            record,
+            changed: watch::Sender::new(0),
+        });
+        let sink = Self {
+            address: ports::free_address(),
+            shared,
+            listening: Mutex::new(None),
+        };
         sink.listen_again().await?;
         Ok(sink)
     }
@@ -153,7 +168,12 @@ impl Sink {
     ///
     /// # Panics
     /// When `limit` has passed: with what was awaited and the end of the transcript.
-    pub async fn wait_for(&self, limit: Duration, what: &str, mut condition: impl FnMut(&Seen) -> bool) {
+    pub async fn wait_for(
+        &self,
+        limit: Duration,
+        what: &str,
+        mut condition: impl FnMut(&Seen) -> bool,
+    ) {
         let mut changes = self.shared.changed.subscribe();
         let wait = async {
             loop {
@@ -167,7 +187,10 @@ impl Sink {
         };
         if timeout(limit, wait).await.is_err() {
             let seen = self.look(Seen::summary);
-            panic!("the sink did not see within {limit:?}: {what}\nit saw {seen}\n{}", self.transcript_tail(60));
+            panic!(
+                "the sink did not see within {limit:?}: {what}\nit saw {seen}\n{}",
+                self.transcript_tail(60)
+            );
         }
     }
 
@@ -204,12 +227,16 @@ impl Drop for Sink {
 impl Shared {
     /// What the rules say about this moment of a conversation.
     fn plan(&self, stage: Stage, facts: Facts<'_>) -> Plan {
-        lock(&self.rules).iter_mut().find_map(|rule| rule.applies(stage, &facts)).unwrap_or_default()
+        lock(&self.rules)
+            .iter_mut()
+            .find_map(|rule| rule.applies(stage, &facts))
+            .unwrap_or_default()
     }
 
     fn record<T>(&self, note: impl FnOnce(&mut Record) -> T) -> T {
         let result = note(&mut lock(&self.record));
-        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+        self.changed
+            .send_modify(|count| *count = count.wrapping_add(1));
         result
     }
 

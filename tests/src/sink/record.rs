@@ -54,12 +54,16 @@ impl Transaction {
 
     /// The test's id in it, or else its Message-ID.
     pub fn id(&self) -> Option<String> {
-        self.header(mail::ID_HEADER).or_else(|| self.header("Message-ID"))
+        self.header(mail::ID_HEADER)
+            .or_else(|| self.header("Message-ID"))
     }
 
     /// The recipients' addresses.
     pub fn to(&self) -> Vec<&str> {
-        self.recipients.iter().map(|recipient| recipient.address.as_str()).collect()
+        self.recipients
+            .iter()
+            .map(|recipient| recipient.address.as_str())
+            .collect()
     }
 
     /// The message as text.
@@ -135,24 +139,36 @@ impl Seen {
 
     /// The messages taken for one recipient.
     pub fn mail_for(&self, recipient: &str) -> impl Iterator<Item = &Arc<Transaction>> {
-        let indexes = self.by_recipient.get(&recipient.to_ascii_lowercase()).map(Vec::as_slice).unwrap_or_default();
+        let indexes = self
+            .by_recipient
+            .get(&recipient.to_ascii_lowercase())
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         indexes.iter().map(|&index| &self.transactions[index])
     }
 
     /// How often the message with this id was taken for this recipient.
     pub fn copies(&self, id: &str, recipient: &str) -> u32 {
-        self.copies.get(&(id.to_owned(), recipient.to_ascii_lowercase())).copied().unwrap_or(0)
+        self.copies
+            .get(&(id.to_owned(), recipient.to_ascii_lowercase()))
+            .copied()
+            .unwrap_or(0)
     }
 
     /// What was taken more than once: id, recipient, how often.
     pub fn duplicates(&self) -> Vec<(&str, &str, u32)> {
         let twice = self.copies.iter().filter(|(_, count)| **count > 1);
-        twice.map(|((id, recipient), &count)| (id.as_str(), recipient.as_str(), count)).collect()
+        twice
+            .map(|((id, recipient), &count)| (id.as_str(), recipient.as_str(), count))
+            .collect()
     }
 
     /// When RCPT came for this recipient, whatever the answer was.
     pub fn attempts(&self, recipient: &str) -> &[Instant] {
-        self.attempts.get(&recipient.to_ascii_lowercase()).map(Vec::as_slice).unwrap_or_default()
+        self.attempts
+            .get(&recipient.to_ascii_lowercase())
+            .map(Vec::as_slice)
+            .unwrap_or_default()
     }
 
     /// How often a 4xx or 5xx was the answer at this stage.
@@ -216,7 +232,11 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn new(lines_max: usize) -> Self {
-        Self { seen: Seen::default(), lines: VecDeque::new(), lines_max }
+        Self {
+            seen: Seen::default(),
+            lines: VecDeque::new(),
+            lines_max,
+        }
     }
 
     pub(super) fn connected(&mut self) -> u64 {
@@ -232,7 +252,11 @@ impl Record {
     }
 
     pub(super) fn attempted(&mut self, recipient: &str) {
-        self.seen.attempts.entry(recipient.to_ascii_lowercase()).or_default().push(Instant::now());
+        self.seen
+            .attempts
+            .entry(recipient.to_ascii_lowercase())
+            .or_default()
+            .push(Instant::now());
     }
 
     pub(super) fn refused(&mut self, stage: Stage) {
@@ -252,10 +276,19 @@ impl Record {
         let id = transaction.id().unwrap_or_default();
         for recipient in &transaction.recipients {
             let address = recipient.address.to_ascii_lowercase();
-            *seen.copies.entry((id.clone(), address.clone())).or_default() += 1;
-            seen.by_recipient.entry(address).or_default().push(seen.transactions.len());
+            *seen
+                .copies
+                .entry((id.clone(), address.clone()))
+                .or_default() += 1;
+            seen.by_recipient
+                .entry(address)
+                .or_default()
+                .push(seen.transactions.len());
         }
-        *seen.per_connection.entry(transaction.connection).or_default() += 1;
+        *seen
+            .per_connection
+            .entry(transaction.connection)
+            .or_default() += 1;
         seen.transactions.push(Arc::new(transaction));
     }
 
@@ -264,11 +297,16 @@ impl Record {
             self.lines.pop_front();
         }
         let text = String::from_utf8_lossy(line.trim_ascii_end());
-        self.lines.push_back(format!("{connection}{direction} {text}"));
+        self.lines
+            .push_back(format!("{connection}{direction} {text}"));
     }
 
     pub(super) fn transcript(&self, lines: usize) -> String {
         let skip = self.lines.len().saturating_sub(lines);
-        self.lines.iter().skip(skip).map(|line| format!("{line}\n")).collect()
+        self.lines
+            .iter()
+            .skip(skip)
+            .map(|line| format!("{line}\n"))
+            .collect()
     }
 }

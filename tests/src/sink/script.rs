@@ -29,7 +29,14 @@ pub enum Extension {
 }
 
 impl Extension {
-    const ALL: [Self; 6] = [Self::Pipelining, Self::EightBitMime, Self::Size, Self::SmtpUtf8, Self::Dsn, Self::EnhancedStatusCodes];
+    const ALL: [Self; 6] = [
+        Self::Pipelining,
+        Self::EightBitMime,
+        Self::Size,
+        Self::SmtpUtf8,
+        Self::Dsn,
+        Self::EnhancedStatusCodes,
+    ];
 }
 
 /// Which protocol it speaks.
@@ -168,7 +175,15 @@ pub(super) struct Facts<'a> {
 
 /// A rule begins with where it applies: `at(Stage::Rcpt)`.
 pub fn at(stage: Stage) -> Rule {
-    Rule { stage, sender: None, recipient: None, domain: None, first: None, first_of_each: None, plan: Plan::default() }
+    Rule {
+        stage,
+        sender: None,
+        recipient: None,
+        domain: None,
+        first: None,
+        first_of_each: None,
+        plan: Plan::default(),
+    }
 }
 
 /// What to do when. Of what it looks for, everything must fit; of what it does, everything is done: hold, wait, then the end.
@@ -274,21 +289,41 @@ pub(super) struct Scripted {
 
 impl Scripted {
     pub(super) fn new(rule: Rule) -> Self {
-        Self { rule, times: 0, times_of_each: HashMap::new() }
+        Self {
+            rule,
+            times: 0,
+            times_of_each: HashMap::new(),
+        }
     }
 
     /// Its plan, if it applies; this time is counted then.
     pub(super) fn applies(&mut self, stage: Stage, facts: &Facts<'_>) -> Option<Plan> {
         let rule = &self.rule;
         let fits = rule.stage == stage
-            && rule.sender.as_ref().is_none_or(|sender| sender.eq_ignore_ascii_case(facts.sender))
-            && rule.recipient.as_ref().is_none_or(|wanted| facts.recipients.iter().any(|r| r.eq_ignore_ascii_case(wanted)))
-            && rule.domain.as_ref().is_none_or(|wanted| facts.recipients.iter().any(|r| domain_of(r).eq_ignore_ascii_case(wanted)));
+            && rule
+                .sender
+                .as_ref()
+                .is_none_or(|sender| sender.eq_ignore_ascii_case(facts.sender))
+            && rule.recipient.as_ref().is_none_or(|wanted| {
+                facts
+                    .recipients
+                    .iter()
+                    .any(|r| r.eq_ignore_ascii_case(wanted))
+            })
+            && rule.domain.as_ref().is_none_or(|wanted| {
+                facts
+                    .recipients
+                    .iter()
+                    .any(|r| domain_of(r).eq_ignore_ascii_case(wanted))
+            });
         if !fits || rule.first.is_some_and(|n| self.times >= n) {
             return None;
         }
         if let Some(n) = rule.first_of_each {
-            let times = self.times_of_each.entry(facts.recipients.join(" ").to_ascii_lowercase()).or_default();
+            let times = self
+                .times_of_each
+                .entry(facts.recipients.join(" ").to_ascii_lowercase())
+                .or_default();
             if *times >= n {
                 return None;
             }
@@ -312,7 +347,10 @@ pub struct Gate {
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { open: Arc::new(watch::Sender::new(false)), waiting: Arc::new(watch::Sender::new(0)) }
+        Self {
+            open: Arc::new(watch::Sender::new(false)),
+            waiting: Arc::new(watch::Sender::new(0)),
+        }
     }
 }
 
@@ -333,8 +371,14 @@ impl Gate {
     /// When `limit` has passed.
     pub async fn reached_by(&self, n: usize, limit: Duration) {
         let mut waiting = self.waiting.subscribe();
-        let reached = tokio::time::timeout(limit, waiting.wait_for(|&count| count >= n)).await.is_ok();
-        assert!(reached, "within {limit:?}, {} of {n} conversations reached the gate", *self.waiting.borrow());
+        let reached = tokio::time::timeout(limit, waiting.wait_for(|&count| count >= n))
+            .await
+            .is_ok();
+        assert!(
+            reached,
+            "within {limit:?}, {} of {n} conversations reached the gate",
+            *self.waiting.borrow()
+        );
     }
 
     pub(super) async fn pass(&self) {
@@ -349,7 +393,10 @@ mod tests {
     use super::*;
 
     fn facts(recipients: &[String]) -> Facts<'_> {
-        Facts { sender: "a@example.org", recipients }
+        Facts {
+            sender: "a@example.org",
+            recipients,
+        }
     }
 
     #[test]
@@ -363,7 +410,12 @@ mod tests {
 
     #[test]
     fn rule_needs_all_it_looks_for() {
-        let mut rule = Scripted::new(at(Stage::Dot).domain("X").sender("a@example.org").drop_connection());
+        let mut rule = Scripted::new(
+            at(Stage::Dot)
+                .domain("X")
+                .sender("a@example.org")
+                .drop_connection(),
+        );
         let both = ["bob@y".to_owned(), "eve@x".to_owned()];
         assert!(rule.applies(Stage::Dot, &facts(&both)).is_some());
         assert!(rule.applies(Stage::Dot, &facts(&both[..1])).is_none());

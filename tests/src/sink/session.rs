@@ -71,7 +71,10 @@ struct Mail {
 
 impl Mail {
     fn addresses(&self) -> Vec<String> {
-        self.recipients.iter().map(|recipient| recipient.address.clone()).collect()
+        self.recipients
+            .iter()
+            .map(|recipient| recipient.address.clone())
+            .collect()
     }
 }
 
@@ -79,7 +82,11 @@ impl Session {
     async fn run(&mut self) -> io::Result<()> {
         let plan = self.ask(Stage::Connect, "", &[]).await;
         let greeting = format!("220 {} ESMTP", self.shared.options.host);
-        if self.settle(Stage::Connect, plan, &greeting).await?.is_break() {
+        if self
+            .settle(Stage::Connect, plan, &greeting)
+            .await?
+            .is_break()
+        {
             return self.wire().finish().await;
         }
         let mut line = Vec::new();
@@ -121,7 +128,11 @@ impl Session {
         self.mail = None;
         self.helo = Some(name.trim().to_owned());
         self.extended = extended;
-        let usual = if extended { self.capabilities() } else { format!("250 {}", self.shared.options.host) };
+        let usual = if extended {
+            self.capabilities()
+        } else {
+            format!("250 {}", self.shared.options.host)
+        };
         self.settle(Stage::Ehlo, plan, &usual).await
     }
 
@@ -155,7 +166,9 @@ impl Session {
         }
         self.put("220 2.0.0 go ahead");
         self.wire().flush().await?;
-        let (Some(wire), Some(acceptor)) = (self.wire.take(), &self.shared.acceptor) else { return CLOSE };
+        let (Some(wire), Some(acceptor)) = (self.wire.take(), &self.shared.acceptor) else {
+            return CLOSE;
+        };
         let stream = acceptor.0.accept(wire.into_inner()).await?;
         self.shared.say(self.number, '-', b"(TLS from here)");
         self.wire = Some(Wire::new(stream));
@@ -175,11 +188,18 @@ impl Session {
             match step {
                 Step::Ask(challenge) => {
                     self.put(&format!("334 {challenge}"));
-                    let Some(answer) = self.next_line(&mut line).await? else { return CLOSE };
+                    let Some(answer) = self.next_line(&mut line).await? else {
+                        return CLOSE;
+                    };
                     step = exchange.answer(&answer);
                 }
                 Step::Who(user, password) => {
-                    let right = self.shared.options.login.as_ref().is_some_and(|(u, p)| (u, p) == (&user, &password));
+                    let right = self
+                        .shared
+                        .options
+                        .login
+                        .as_ref()
+                        .is_some_and(|(u, p)| (u, p) == (&user, &password));
                     if right {
                         self.user = Some(user);
                         return self.reply("235 2.7.0 welcome");
@@ -196,7 +216,9 @@ impl Session {
         if self.helo.is_none() || self.mail.is_some() {
             return self.out_of_order("MAIL");
         }
-        let Some((from, params)) = path(rest, "FROM:") else { return self.refuse(Stage::Mail, "501 5.5.4 MAIL FROM:<address>") };
+        let Some((from, params)) = path(rest, "FROM:") else {
+            return self.refuse(Stage::Mail, "501 5.5.4 MAIL FROM:<address>");
+        };
         if self.shared.options.tls_required && !self.tls {
             return self.refuse(Stage::Mail, "530 5.7.0 STARTTLS first");
         }
@@ -210,31 +232,48 @@ impl Session {
         let accepted = accepts(&plan);
         let flow = self.settle(Stage::Mail, plan, "250 2.1.0 sender ok").await;
         if accepted {
-            self.mail = Some(Mail { from, from_params: params, recipients: Vec::new() });
+            self.mail = Some(Mail {
+                from,
+                from_params: params,
+                recipients: Vec::new(),
+            });
         }
         flow
     }
 
     async fn rcpt(&mut self, rest: &str) -> Flow {
-        let Some(mail) = &self.mail else { return self.out_of_order("RCPT") };
+        let Some(mail) = &self.mail else {
+            return self.out_of_order("RCPT");
+        };
         let from = mail.from.clone();
-        let utf8 = mail.from_params.iter().any(|param| param.eq_ignore_ascii_case("SMTPUTF8"));
-        let Some((address, params)) = path(rest, "TO:") else { return self.refuse(Stage::Rcpt, "501 5.5.4 RCPT TO:<address>") };
+        let utf8 = mail
+            .from_params
+            .iter()
+            .any(|param| param.eq_ignore_ascii_case("SMTPUTF8"));
+        let Some((address, params)) = path(rest, "TO:") else {
+            return self.refuse(Stage::Rcpt, "501 5.5.4 RCPT TO:<address>");
+        };
         self.shared.record(|record| record.attempted(&address));
-        if let Some(refusal) = self.refuse_params(&params, if utf8 { "" } else { &address }, false) {
+        if let Some(refusal) = self.refuse_params(&params, if utf8 { "" } else { &address }, false)
+        {
             return self.refuse(Stage::Rcpt, &refusal);
         }
-        let plan = self.ask(Stage::Rcpt, &from, std::slice::from_ref(&address)).await;
+        let plan = self
+            .ask(Stage::Rcpt, &from, std::slice::from_ref(&address))
+            .await;
         if accepts(&plan)
             && let Some(mail) = &mut self.mail
         {
             mail.recipients.push(Recipient { address, params });
         }
-        self.settle(Stage::Rcpt, plan, "250 2.1.5 recipient ok").await
+        self.settle(Stage::Rcpt, plan, "250 2.1.5 recipient ok")
+            .await
     }
 
     async fn data(&mut self) -> Flow {
-        let Some(mail) = &self.mail else { return self.out_of_order("DATA") };
+        let Some(mail) = &self.mail else {
+            return self.out_of_order("DATA");
+        };
         let (from, to) = (mail.from.clone(), mail.addresses());
         if to.is_empty() {
             return self.refuse(Stage::Data, "554 5.5.1 no valid recipients");
@@ -256,24 +295,43 @@ impl Session {
             if std::mem::take(&mut first) {
                 let plan = self.ask(Stage::Content, &from, &to).await;
                 if !matches!(plan.end, End::Usual) {
-                    return self.settle(Stage::Content, plan, "").await.map(|_| ControlFlow::Break(()));
+                    return self
+                        .settle(Stage::Content, plan, "")
+                        .await
+                        .map(|_| ControlFlow::Break(()));
                 }
             }
         };
-        let Some(mail) = self.mail.take() else { return CLOSE };
+        let Some(mail) = self.mail.take() else {
+            return CLOSE;
+        };
         match transfer {
             Transfer::CutOff(bytes) => {
-                let unfinished = Unfinished { connection: self.number, from, to, bytes };
-                self.shared.say(self.number, '<', format!("({bytes} bytes, and no final dot)").as_bytes());
+                let unfinished = Unfinished {
+                    connection: self.number,
+                    from,
+                    to,
+                    bytes,
+                };
+                self.shared.say(
+                    self.number,
+                    '<',
+                    format!("({bytes} bytes, and no final dot)").as_bytes(),
+                );
                 self.shared.record(|record| record.unfinished(unfinished));
                 CLOSE
             }
             Transfer::TooLarge(bytes) => {
-                self.shared.say(self.number, '<', format!("({bytes} bytes)").as_bytes());
+                self.shared
+                    .say(self.number, '<', format!("({bytes} bytes)").as_bytes());
                 self.refuse(Stage::Dot, "552 5.3.4 too large")
             }
             Transfer::Complete(data) => {
-                self.shared.say(self.number, '<', format!("({} bytes)", data.len()).as_bytes());
+                self.shared.say(
+                    self.number,
+                    '<',
+                    format!("({} bytes)", data.len()).as_bytes(),
+                );
                 self.dot(mail, data.into()).await
             }
         }
@@ -292,11 +350,26 @@ impl Session {
         }
         let mut plans = Vec::new();
         for address in &to {
-            plans.push(self.ask(Stage::Dot, &mail.from, std::slice::from_ref(address)).await);
+            plans.push(
+                self.ask(Stage::Dot, &mail.from, std::slice::from_ref(address))
+                    .await,
+            );
         }
-        let accepted: Vec<_> = mail.recipients.iter().zip(&plans).filter(|(_, plan)| accepts(plan)).map(|(r, _)| r.clone()).collect();
+        let accepted: Vec<_> = mail
+            .recipients
+            .iter()
+            .zip(&plans)
+            .filter(|(_, plan)| accepts(plan))
+            .map(|(r, _)| r.clone())
+            .collect();
         if !accepted.is_empty() {
-            self.accept(Mail { recipients: accepted, ..mail }, data);
+            self.accept(
+                Mail {
+                    recipients: accepted,
+                    ..mail
+                },
+                data,
+            );
         }
         for plan in plans {
             if self.settle(Stage::Dot, plan, usual).await?.is_break() {
@@ -324,15 +397,24 @@ impl Session {
 
     /// Refuses parameters of extensions that were not offered, as a real server does.
     fn refuse_params(&self, params: &[String], ascii: &str, of_mail: bool) -> Option<String> {
-        let offered = |extension| self.extended && self.shared.options.extensions.contains(&extension);
-        if !ascii.is_ascii() && !params.iter().any(|param| param.eq_ignore_ascii_case("SMTPUTF8")) {
+        let offered =
+            |extension| self.extended && self.shared.options.extensions.contains(&extension);
+        if !ascii.is_ascii()
+            && !params
+                .iter()
+                .any(|param| param.eq_ignore_ascii_case("SMTPUTF8"))
+        {
             return Some("553 5.6.7 address needs SMTPUTF8".into());
         }
         for param in params {
             let (name, value) = param.split_once('=').unwrap_or((param, ""));
             let known = match name.to_ascii_uppercase().as_str() {
                 "SIZE" if of_mail => {
-                    if offered(Extension::Size) && value.parse().is_ok_and(|size: usize| size > self.shared.options.size_max) {
+                    if offered(Extension::Size)
+                        && value
+                            .parse()
+                            .is_ok_and(|size: usize| size > self.shared.options.size_max)
+                    {
                         return Some("552 5.3.4 too large".into());
                     }
                     offered(Extension::Size)
@@ -377,7 +459,11 @@ impl Session {
             }
             End::Reply(reply) if reply.starts_with(['4', '5']) => {
                 let flow = self.refuse(stage, &reply);
-                if reply.starts_with("421") || stage == Stage::Connect { CLOSE } else { flow }
+                if reply.starts_with("421") || stage == Stage::Connect {
+                    CLOSE
+                } else {
+                    flow
+                }
             }
             End::Reply(reply) => self.reply(&reply),
         }
@@ -408,7 +494,10 @@ impl Session {
         let (code, text) = reply.split_once(' ').unwrap_or((reply, ""));
         let mut lines = text.split('\n').peekable();
         while let Some(text) = lines.next() {
-            let line = format!("{code}{}{text}\r\n", if lines.peek().is_some() { '-' } else { ' ' });
+            let line = format!(
+                "{code}{}{text}\r\n",
+                if lines.peek().is_some() { '-' } else { ' ' }
+            );
             self.shared.say(self.number, '>', line.as_bytes());
             self.wire().put(line.as_bytes());
         }
@@ -428,11 +517,17 @@ impl Session {
         if !line.ends_with(b"\r\n") {
             self.complain("ended a command with a bare line feed");
         }
-        Ok(Some(String::from_utf8_lossy(line).trim_end_matches(['\r', '\n']).to_owned()))
+        Ok(Some(
+            String::from_utf8_lossy(line)
+                .trim_end_matches(['\r', '\n'])
+                .to_owned(),
+        ))
     }
 
     fn wire(&mut self) -> &mut Wire {
-        self.wire.as_mut().expect("only STARTTLS takes it, and puts it back or ends the session")
+        self.wire
+            .as_mut()
+            .expect("only STARTTLS takes it, and puts it back or ends the session")
     }
 
     fn protocol(&self) -> Protocol {
@@ -450,7 +545,9 @@ fn accepts(plan: &Plan) -> bool {
 
 /// `FROM:<a@b> X=1` as address and parameters.
 fn path(rest: &str, keyword: &str) -> Option<(String, Vec<String>)> {
-    let head = rest.get(..keyword.len()).filter(|head| head.eq_ignore_ascii_case(keyword))?;
+    let head = rest
+        .get(..keyword.len())
+        .filter(|head| head.eq_ignore_ascii_case(keyword))?;
     let inside = rest[head.len()..].trim_start().strip_prefix('<')?;
     let mut quoted = false;
     let mut escaped = false;
@@ -469,7 +566,10 @@ fn path(rest: &str, keyword: &str) -> Option<(String, Vec<String>)> {
         }
         c => c == '>' && !quoted,
     })?;
-    let params = inside[end + 1..].split_whitespace().map(str::to_owned).collect();
+    let params = inside[end + 1..]
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect();
     Some((inside[..end].to_owned(), params))
 }
 
