@@ -113,13 +113,25 @@ pub struct Link {
     shared: Arc<run::Shared>,
 }
 
+mod acks;
+mod bury;
+mod connect;
+mod declare;
+mod error;
+mod inbox;
+mod lease;
+mod live;
+mod metrics;
+mod poll;
+mod publish;
 mod run;
+mod session;
 
 impl Link {
     /// Starts the link. `tell` is called from the link's runtime and must not block.
     pub fn start(options: Options, tell: impl Fn(Event) + Send + Sync + 'static) -> Self {
         Self {
-            shared: run::start(options, Box::new(tell)),
+            shared: run::start(options, Arc::new(tell)),
         }
     }
 

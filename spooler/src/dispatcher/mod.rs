@@ -546,7 +546,6 @@ impl Handler<BeginTerm> for Dispatcher {
 
     fn handle(&mut self, BeginTerm(incarnation): BeginTerm, _: &mut Self::Context) {
         self.term = Some(incarnation);
-        self.leasing = false;
         self.adjust_leasing();
     }
 }
@@ -556,8 +555,8 @@ impl Handler<EndTerm> for Dispatcher {
 
     fn handle(&mut self, _: EndTerm, _: &mut Self::Context) {
         self.term = None;
-        self.leasing = false;
         self.sessions.clear();
+        self.adjust_leasing();
         let dropped = self.ready.drain().len();
         self.destinations = Destinations::new(self.config.destinations.clone());
         self.moving.clear();
@@ -659,6 +658,7 @@ impl Handler<SessionOpened> for Dispatcher {
     fn handle(&mut self, opened: SessionOpened, _: &mut Self::Context) {
         let transport = opened.transport.clone();
         self.sessions.open(opened);
+        self.router.set_available(&transport, true);
         self.adjust_leasing();
         self.ready.wake_transport(&transport);
         self.pump();
@@ -669,7 +669,10 @@ impl Handler<SessionClosed> for Dispatcher {
     type Result = ();
 
     fn handle(&mut self, SessionClosed(key): SessionClosed, _: &mut Self::Context) {
-        self.sessions.close(key);
+        if let Some(transport) = self.sessions.close(key) {
+            let available = self.sessions.is_available(&transport);
+            self.router.set_available(&transport, available);
+        }
         self.adjust_leasing();
     }
 }

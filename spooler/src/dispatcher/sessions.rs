@@ -60,8 +60,13 @@ impl Sessions {
         self.views.insert(opened.key, view);
     }
 
-    pub fn close(&mut self, key: SessionKey) {
-        self.views.remove(&key);
+    /// Forgets a session; names its transport.
+    pub fn close(&mut self, key: SessionKey) -> Option<String> {
+        self.views.remove(&key).map(|view| view.transport)
+    }
+
+    pub fn is_available(&self, transport: &str) -> bool {
+        self.of(transport).next().is_some()
     }
 
     pub fn clear(&mut self) {

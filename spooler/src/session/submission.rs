@@ -10,7 +10,7 @@ use pombo_proto::{
         PeerMisbehaved,
         submission::{Action, AttemptResult, Ended, Submission as Ladder},
     },
-    outcome::{EndMessageFlag, Outcome, RecipientStatus, SubmitResult},
+    outcome::{EndMessageFlag, RecipientStatus, SubmitResult},
     time::UnixMillis,
     verbs::{Refusal, Submit as SubmitArguments, Tenancy, TransportNotification, Verb},
 };
