@@ -9,7 +9,7 @@
 //! | [`config`] | what can be configured |
 //! | `route`, [`dns`] | from a recipient to hosts and addresses |
 //! | `pool`, `connection`, `tls`, `stream` | connections: how many, how made, how reused |
-//! | `transaction`, `command`, `body`, `reply` | MAIL to the answer to the final dot |
+//! | `transaction`, `command`, `content`, `body`, `reply` | MAIL to the answer to the final dot |
 //! | `deliver` | which host next; what is tried again |
 //! | `status` | what replies and failures mean for recipients |
 //!
@@ -46,6 +46,7 @@ mod body;
 mod command;
 pub mod config;
 mod connection;
+mod content;
 mod deliver;
 pub mod dns;
 mod pool;

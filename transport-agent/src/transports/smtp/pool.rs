@@ -123,7 +123,17 @@ impl Pool {
             pool: Arc::clone(self),
             key: Arc::clone(key),
         };
-        if !fresh && let Some(open) = self.take_idle(key) {
+        if fresh {
+            // One goes for the one that comes, so that the bound holds.
+            let old = self
+                .lock()
+                .destinations
+                .get_mut(key)
+                .and_then(|slot| slot.idle.pop());
+            if let Some(open) = old {
+                self.farewell(open);
+            }
+        } else if let Some(open) = self.take_idle(key) {
             metrics::counter!("pombo_smtp_connections_total", "result" => "reused").increment(1);
             return Acquired::Pooled(Lease {
                 connection: open.connection,

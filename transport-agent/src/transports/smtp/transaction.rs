@@ -7,21 +7,16 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use pombo_proto::{
-    ids::RecipientIndex,
-    message::Recipient,
-    outcome::{Delivery, Diagnosis, EnhancedStatus, NdrReason, Outcome},
-    time::UnixMillis,
-};
-use tokio::time::{Instant, timeout};
+use pombo_proto::{ids::RecipientIndex, message::Recipient, outcome::Outcome};
 
 use crate::provider::Submission;
 
 use super::{
-    body::{Body, Chunk},
+    body::Body,
     command::{self, MailParameters, in_ascii},
     config::Config,
     connection::Connection,
+    content,
     reply::Reply,
     status::{ConnectionError, Failure, Stage, refused},
 };
@@ -30,12 +25,6 @@ use super::{
 /// neither side can block the other (RFC 2920 3.1).
 const GROUP_RECIPIENTS: usize = 100;
 const GROUP_BYTES: usize = 16 * 1024;
-/// The right to send is asked for again if the dot could not be written within this time of the last answer; well within the
-/// time for which an answer holds.
-const GO_LASTS: Duration = Duration::from_secs(1);
-/// A server that hangs up while it is sent content may have said why.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
 /// What all transactions of one message share.
 pub(super) struct Mail<'a> {
     pub(super) submission: &'a Submission,
@@ -66,7 +55,7 @@ pub(super) enum State {
 }
 
 impl Rcpt<'_> {
-    fn is(&self, state: &State) -> bool {
+    pub(super) fn is(&self, state: &State) -> bool {
         self.state == *state
     }
 }
@@ -88,7 +77,7 @@ pub(super) enum End {
 }
 
 /// Why the transaction does not get to the dot.
-enum Break {
+pub(super) enum Break {
     Lost(ConnectionError),
     Cancelled,
     NotAllowed,
@@ -189,12 +178,12 @@ pub(super) async fn run(
         None => Break::Cancelled,
         Some(Err(error)) => Break::Lost(error),
         Some(Ok(false)) => return End::Completed,
-        Some(Ok(true)) => match send_content(connection, mail).await {
+        Some(Ok(true)) => match content::send(connection, mail).await {
             Ok(()) => {
-                finish(connection, mail, batch).await;
+                content::finish(connection, mail, batch).await;
                 return End::Completed;
             }
-            Err(Break::Lost(error)) => match last_words(connection).await {
+            Err(Break::Lost(error)) => match content::last_words(connection).await {
                 Some(reply) => {
                     connection.finished = true;
                     decide(
@@ -235,7 +224,7 @@ fn refuse_utf8_recipients(connection: &Connection, batch: &mut [Rcpt<'_>]) {
     }
 }
 
-fn decide(batch: &mut [Rcpt<'_>], those: &State, outcome: &Outcome) {
+pub(super) fn decide(batch: &mut [Rcpt<'_>], those: &State, outcome: &Outcome) {
     for rcpt in batch {
         if rcpt.is(those) {
             rcpt.state = State::Done(outcome.clone());
@@ -318,10 +307,12 @@ async fn begin(
             data_reply = Some(answer(connection, Stage::Data, timeouts.data_start).await?);
         }
     }
+    // A sender that was refused leaves nothing to reset; in a group RSET costs nothing, so there it is said in any case.
+    let open = pipelining || mail_reply.as_ref().is_some_and(Reply::is_positive);
     if let Some(reply) = mail_reply.filter(|reply| !reply.is_positive()) {
         mail_refused(batch, &order, &reply, &connection.host)?;
     }
-    data_answered(connection, mail, batch, data_reply).await
+    data_answered(connection, mail, batch, data_reply, open).await
 }
 
 /// The address as it is said to this server.
@@ -411,6 +402,7 @@ async fn data_answered(
     mail: &Mail<'_>,
     batch: &mut [Rcpt<'_>],
     reply: Option<Reply>,
+    open: bool,
 ) -> Result<bool, ConnectionError> {
     let limit = mail.config.timeouts.data_start;
     let accepted = batch.iter().any(|rcpt| rcpt.is(&State::Accepted));
@@ -421,7 +413,7 @@ async fn data_answered(
             answer(connection, Stage::Data, limit).await?
         }
         None => {
-            connection.reset_needed = true;
+            connection.reset_needed = open;
             return Ok(false);
         }
     };
@@ -444,122 +436,4 @@ async fn data_answered(
         }
         _ => Err(ConnectionError::Unexpected(Stage::Data, reply)),
     }
-}
-
-/// The content and the final dot, written completely when this returns Ok.
-async fn send_content(connection: &mut Connection, mail: &Mail<'_>) -> Result<(), Break> {
-    let limit = mail.config.timeouts.data_block;
-    let mut scratch = Vec::new();
-    let mut chunks = mail.body.chunks();
-    loop {
-        let Chunk { bytes, is_last } = chunks.next(&mut scratch);
-        if is_last {
-            return send_end(connection, mail, bytes).await;
-        }
-        let written = connection.write(bytes, Stage::Content, limit);
-        mail.unless_cancelled(written)
-            .await
-            .ok_or(Break::Cancelled)??;
-    }
-}
-
-/// The last piece and the dot, once we may.
-async fn send_end(connection: &mut Connection, mail: &Mail<'_>, last: &[u8]) -> Result<(), Break> {
-    let deadline = Instant::now() + mail.config.timeouts.data_block;
-    let mut written = 0;
-    loop {
-        match mail.unless_cancelled(mail.submission.may_finish()).await {
-            None => return Err(Break::Cancelled),
-            Some(false) => return Err(Break::NotAllowed),
-            Some(true) => {}
-        }
-        let write = connection.write_on([last, mail.body.terminator()], &mut written);
-        match mail.unless_cancelled(timeout(GO_LASTS, write)).await {
-            None => return Err(Break::Cancelled),
-            Some(Ok(Ok(()))) => return Ok(()),
-            Some(Ok(Err(error))) => return Err(ConnectionError::Lost(Stage::Content, error).into()),
-            Some(Err(_)) if Instant::now() >= deadline => {
-                return Err(ConnectionError::Timeout(Stage::Content).into());
-            }
-            // The server is slow to take it, and the dot is still here.
-            Some(Err(_)) => {}
-        }
-    }
-}
-
-/// Why a server hung up in the middle of the content, if it said so.
-async fn last_words(connection: &mut Connection) -> Option<Reply> {
-    let reply = connection.reply(Stage::Content, LAST_WORDS).await.ok()?;
-    (reply.is_negative() && reply.code != 421).then_some(reply)
-}
-
-/// The answer to the final dot, and what becomes of everybody who was accepted.
-async fn finish(connection: &mut Connection, mail: &Mail<'_>, batch: &mut [Rcpt<'_>]) {
-    let timeouts = &mail.config.timeouts;
-    let reply = {
-        let reply = connection.reply(Stage::End, timeouts.data_end);
-        tokio::pin!(reply);
-        tokio::select! {
-            biased;
-            reply = &mut reply => reply,
-            // Cancelled too late: the reply alone says what happened, but nobody waits ten minutes for it any more.
-            () = mail.submission.cancelled() => match timeout(timeouts.after_cancel, &mut reply).await {
-                Ok(reply) => reply,
-                Err(_) => Err(ConnectionError::Timeout(Stage::End)),
-            },
-        }
-    };
-    match reply {
-        Ok(reply) if reply.is_positive() => delivered(connection, batch, &reply),
-        Ok(reply) if reply.is_negative() => {
-            connection.finished |= reply.code == 421;
-            decide(
-                batch,
-                &State::Accepted,
-                &refused(&reply, Stage::End, &connection.host),
-            );
-        }
-        Ok(reply) => unknown(
-            connection,
-            batch,
-            &ConnectionError::Unexpected(Stage::End, reply),
-        ),
-        Err(error) => unknown(connection, batch, &error),
-    }
-}
-
-fn delivered(connection: &Connection, batch: &mut [Rcpt<'_>], reply: &Reply) {
-    let delivery = Delivery::new(UnixMillis::now(), &*connection.host, reply.words());
-    for rcpt in batch {
-        if rcpt.is(&State::Accepted) {
-            // Who asked to hear of success will, from the server: it took NOTIFY=SUCCESS.
-            let relayed = connection.offered.dsn && rcpt.recipient.notify.success;
-            rcpt.state = State::Done(Outcome::Delivered(Delivery {
-                relayed,
-                ..delivery.clone()
-            }));
-        }
-    }
-}
-
-/// The dot is out and nobody knows what became of it.
-fn unknown(connection: &mut Connection, batch: &mut [Rcpt<'_>], error: &ConnectionError) {
-    connection.finished = true;
-    let text = format!(
-        "{}: {error}; the message may have been received and will be sent again",
-        connection.place()
-    );
-    let diagnosis = Diagnosis {
-        remote: Some(connection.host.to_string()),
-        ..Diagnosis::new(
-            EnhancedStatus::new(4, 4, 2),
-            NdrReason::TransferFailed,
-            text,
-        )
-    };
-    let outcome = Outcome::Deferred {
-        diagnosis,
-        destination_down: false,
-    };
-    decide(batch, &State::Accepted, &outcome);
 }

@@ -50,8 +50,8 @@ async fn a_stale_connection_is_replaced_before_anything_was_answered() {
 }
 
 #[tokio::test]
-async fn a_connection_on_which_something_was_said_meanwhile_is_not_used() {
-    let first = format!("{HELLO}{TAKEN}W\nS: 421 closing\nN\nE");
+async fn a_goodbye_said_meanwhile_is_not_taken_for_an_answer() {
+    let first = format!("{HELLO}{TAKEN}W\nS: 421 closing\nN\nP");
     let server = Server::play([first, format!("{HELLO}{TAKEN}")]).await;
     let rig = Rig::smarthost(&server, "").await;
     assert_eq!(rig.send(Message::to_bob()).await, [DELIVERED]);
