@@ -230,11 +230,9 @@ mod tests {
                             assigned = Some(reference);
                         }
                     }
-                    1 => {
-                        if ladder.handle_reply(saved()).is_ok() {
-                            saves += 1;
-                            assert!(assigned.is_some(), "seed {seed}");
-                        }
+                    1 if ladder.handle_reply(saved()).is_ok() => {
+                        saves += 1;
+                        assert!(assigned.is_some(), "seed {seed}");
                     }
                     2 => drop(ladder.handle_reply(StartResult::Failed(String::new()))),
                     3 => ladder.handle_cancel(),
