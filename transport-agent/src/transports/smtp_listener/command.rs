@@ -279,11 +279,14 @@ fn original_recipient(text: &str) -> Option<String> {
         && kind
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    is_kind.then(|| xtext(address)).flatten().map(|mut address| {
-        address.insert(0, ';');
-        address.insert_str(0, kind);
-        address
-    })
+    is_kind
+        .then(|| xtext(address))
+        .flatten()
+        .map(|mut address| {
+            address.insert(0, ';');
+            address.insert_str(0, kind);
+            address
+        })
 }
 
 /// Decodes xtext (RFC 3461 4). What it stands for goes into reports, so nothing that could break a line there is taken.

@@ -87,30 +87,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
 
     /// Takes a line of at most `max` bytes into `line`.
     pub fn next_line(&mut self, max: usize, line: &mut Vec<u8>) -> Line {
-        loop {
-            let Some(found) = memchr(b'\n', &self.buffer[self.scanned..self.end]) else {
-                self.scanned = self.end;
-                if self.dropping || self.end - self.start > max {
-                    self.dropping = true;
-                    self.consume(self.end - self.start);
-                }
-                return Line::Incomplete;
-            };
-            let newline = self.scanned + found;
-            let text = &self.buffer[self.start..newline];
-            let dropped = std::mem::take(&mut self.dropping);
-            let result = if dropped || text.len() > max + 1 {
-                Line::TooLong
-            } else if let Some(text) = text.strip_suffix(b"\r") {
-                line.clear();
-                line.extend_from_slice(text);
-                Line::Complete
-            } else {
-                Line::BareLf
-            };
-            self.consume(newline + 1 - self.start);
-            return result;
-        }
+        let Some(found) = memchr(b'\n', &self.buffer[self.scanned..self.end]) else {
+            self.scanned = self.end;
+            if self.dropping || self.end - self.start > max {
+                self.dropping = true;
+                self.consume(self.end - self.start);
+            }
+            return Line::Incomplete;
+        };
+        let newline = self.scanned + found;
+        let text = &self.buffer[self.start..newline];
+        let dropped = std::mem::take(&mut self.dropping);
+        let result = if dropped || text.len() > max + 1 {
+            Line::TooLong
+        } else if let Some(text) = text.strip_suffix(b"\r") {
+            line.clear();
+            line.extend_from_slice(text);
+            Line::Complete
+        } else {
+            Line::BareLf
+        };
+        self.consume(newline + 1 - self.start);
+        result
     }
 
     /// Adds a reply, without its line end, to what will be written.

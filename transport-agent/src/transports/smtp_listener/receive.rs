@@ -314,10 +314,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                     permit.finish(Received::Nothing);
                     info!(transport = "smtp-listener", message = %id, transaction = transaction_id,
                         client = %self.peer.ip, "sent again, known already");
-                    return Ok(self.accepted(id, Some(Unseen::Recorded(ticket))));
+                    return Ok(self.accepted(id, Some(Unseen::Recorded(ticket))).await);
                 }
                 Known::Unclear => {
-                    return Ok(self.say("451 4.3.0 The first copy is still being queued, try again later"));
+                    return Ok(
+                        self.say("451 4.3.0 The first copy is still being queued, try again later")
+                    );
                 }
             }
         }
@@ -353,8 +355,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                     }),
                     (None, None) => None,
                 };
-                self.record_doubt().await;
-                Ok(self.accepted(id, state))
+                Ok(self.accepted(id, state).await)
             }
             Err(error) => {
                 info!(transport = "smtp-listener", transaction = transaction_id, client = %self.peer.ip, size, %error,
@@ -413,8 +414,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// Whether this message was accepted a short while ago without the client knowing.
     async fn known(&mut self, trail: &Trail) -> Known {
-        // What this session itself accepted last counts too, if its reply is still unseen.
-        self.record_doubt().await;
         let repeats = &self.shared.repeats;
         if !repeats.may_know(trail.outline()) {
             return Known::No;
@@ -435,7 +434,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    fn accepted(&mut self, id: MessageId, unseen: Option<Unseen>) -> Next {
+    async fn accepted(&mut self, id: MessageId, unseen: Option<Unseen>) -> Next {
+        // The one before, if the client sends without waiting for replies.
+        self.record_doubt().await;
         self.doubt = unseen.map(|state| Doubt {
             id,
             state,

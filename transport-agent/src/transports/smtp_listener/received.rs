@@ -118,7 +118,10 @@ mod tests {
 
     fn date(seconds: u64) -> String {
         let mut text = String::new();
-        write_date(&mut text, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        write_date(
+            &mut text,
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
+        );
         text
     }
 

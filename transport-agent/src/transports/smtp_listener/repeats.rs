@@ -45,7 +45,8 @@ const PIECE_BYTES: usize = 128 * 1024;
 #[derive(Clone, Debug)]
 pub(super) struct Trail {
     outline: Outline,
-    envelope: Sha256,
+    /// Everything that is not content, each part with its length before it.
+    envelope: Vec<u8>,
     content: Bytes,
 }
 
@@ -59,10 +60,10 @@ impl Trail {
         envelope_id: Option<&str>,
         content: Bytes,
     ) -> Self {
-        let mut envelope = Sha256::new();
+        let mut envelope = Vec::with_capacity(256);
         let mut add = |part: &[u8]| {
-            envelope.update((part.len() as u64).to_be_bytes());
-            envelope.update(part);
+            envelope.extend_from_slice(&(part.len() as u64).to_be_bytes());
+            envelope.extend_from_slice(part);
         };
         match client.to_canonical() {
             IpAddr::V4(address) => add(&address.octets()),
@@ -98,7 +99,9 @@ impl Trail {
 
     /// Client, envelope and content in one; yields now and then, so that a large message does not hold a thread.
     pub async fn digest(&self) -> Digest {
-        let mut hash = self.envelope.clone();
+        let mut hash = Sha256::new();
+        hash.update((self.envelope.len() as u64).to_be_bytes());
+        hash.update(&self.envelope);
         for piece in self.content.chunks(PIECE_BYTES) {
             hash.update(piece);
             if piece.len() == PIECE_BYTES {

@@ -342,13 +342,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if self.transaction.is_some() {
             return self.say("503 5.5.1 Nested MAIL command");
         }
-        if config.messages_max.is_some_and(|max| self.peer.messages >= max) {
+        if config
+            .messages_max
+            .is_some_and(|max| self.peer.messages >= max)
+        {
             return self.close("421 4.7.0", "Enough messages for one session");
         }
         if !self.shared.open.load(Ordering::Acquire) {
             return self.say("451 4.3.2 Not taking mail now, try again later");
         }
-        if mail.size.is_some_and(|size| size > config.message_bytes_max) {
+        if mail
+            .size
+            .is_some_and(|size| size > config.message_bytes_max)
+        {
             return self.say("552 5.3.4 Message too large");
         }
         if !self.shared.messages.admits(self.peer.key) {

@@ -343,7 +343,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// One transaction of `ann@example.org`, up to 354.
-    async fn to_data(&mut self) {
+    async fn envelope(&mut self) {
         self.say("MAIL FROM:<bob@example.net>", "250").await;
         self.say("RCPT TO:<ann@example.org>", "250").await;
         self.say("DATA", "354").await;
@@ -351,7 +351,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// One message; the reply.
     async fn message(&mut self, content: &[u8]) -> String {
-        self.to_data().await;
+        self.envelope().await;
         self.send([content, b".\r\n"].concat()).await;
         self.reply().await
     }

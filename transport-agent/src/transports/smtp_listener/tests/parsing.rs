@@ -128,7 +128,8 @@ fn parameters_of_mail_are_understood() {
 
 #[test]
 fn parameters_of_rcpt_are_understood() {
-    let given = rcpt("RCPT TO:<ann@example.org> NOTIFY=SUCCESS,delay ORCPT=rfc822;Ann+40example.com");
+    let given =
+        rcpt("RCPT TO:<ann@example.org> NOTIFY=SUCCESS,delay ORCPT=rfc822;Ann+40example.com");
     let wanted = Notify {
         success: true,
         failure: false,
@@ -158,7 +159,10 @@ fn parameters_of_rcpt_are_understood() {
 fn other_lines_get_the_right_code() {
     assert_eq!(parse(b"quit  ", false), Ok(Command::Quit));
     assert_eq!(parse(b"NOOP whatever", false), Ok(Command::Noop));
-    assert_eq!(parse(b"EHLO [192.0.2.1]", false), Ok(Command::Ehlo("[192.0.2.1]")));
+    assert_eq!(
+        parse(b"EHLO [192.0.2.1]", false),
+        Ok(Command::Ehlo("[192.0.2.1]"))
+    );
     for (line, code) in [
         (&b"DATA now"[..], "501 5.5.4"),
         (b"EHLO", "501 5.5.4"),
@@ -174,7 +178,11 @@ fn other_lines_get_the_right_code() {
         (b"AUTH PLAIN", "502 5.5.1"),
         (b"VRFY", "501 5.5.4"),
     ] {
-        assert!(refused(line).starts_with(code), "{line:?}: {}", refused(line));
+        assert!(
+            refused(line).starts_with(code),
+            "{line:?}: {}",
+            refused(line)
+        );
     }
 }
 
@@ -182,8 +190,31 @@ fn other_lines_get_the_right_code() {
 fn any_bytes_are_taken_or_refused_without_a_panic() {
     fastrand::seed(14);
     let words = [
-        "MAIL FROM:", "RCPT TO:", "<", ">", "\"", "\\", "@", "a", ".", "[", "]", "IPv6:", ":", ",", " ", "SIZE=",
-        "ENVID=", "+", "4", "NOTIFY=", "ORCPT=", "rfc822;", "\u{e4}", "=", "EHLO ",
+        "MAIL FROM:",
+        "RCPT TO:",
+        "<",
+        ">",
+        "\"",
+        "\\",
+        "@",
+        "a",
+        ".",
+        "[",
+        "]",
+        "IPv6:",
+        ":",
+        ",",
+        " ",
+        "SIZE=",
+        "ENVID=",
+        "+",
+        "4",
+        "NOTIFY=",
+        "ORCPT=",
+        "rfc822;",
+        "\u{e4}",
+        "=",
+        "EHLO ",
     ];
     for _ in 0..200_000 {
         let mut line = Vec::new();
@@ -213,9 +244,14 @@ fn plain_commands_mean_the_same_to_another_parser() {
             .collect()
     };
     for _ in 0..5_000 {
-        let (sender, size) = (format!("{}.{}@{}.org", atom(9), atom(9), atom(9)), fastrand::u32(..));
+        let (sender, size) = (
+            format!("{}.{}@{}.org", atom(9), atom(9), atom(9)),
+            fastrand::u32(..),
+        );
         let envelope_id = atom(30);
-        let line = format!("MAIL FROM:<{sender}> SIZE={size} BODY=8BITMIME RET=FULL ENVID={envelope_id}\r\n");
+        let line = format!(
+            "MAIL FROM:<{sender}> SIZE={size} BODY=8BITMIME RET=FULL ENVID={envelope_id}\r\n"
+        );
         let theirs = match smtp_proto::Request::parse(&mut line.as_bytes().iter()) {
             Ok(smtp_proto::Request::Mail { from }) => from,
             other => panic!("{line}: {other:?}"),
@@ -223,7 +259,10 @@ fn plain_commands_mean_the_same_to_another_parser() {
         let ours = mail(line.trim_end());
         assert!(ours.sender.eq_ignore_ascii_case(&theirs.address));
         assert_eq!(ours.size, Some(theirs.size as u64));
-        assert_eq!(ours.eight_bit, theirs.flags & smtp_proto::MAIL_BODY_8BITMIME != 0);
+        assert_eq!(
+            ours.eight_bit,
+            theirs.flags & smtp_proto::MAIL_BODY_8BITMIME != 0
+        );
         assert_eq!(
             ours.report_return == ReportReturn::Full,
             theirs.flags & smtp_proto::MAIL_RET_FULL != 0

@@ -8,19 +8,32 @@ use crate::provider::Received;
 
 /// False ends of data. What stands behind them would be a message of the attacker's if one were believed.
 const VARIANTS: [&str; 12] = [
-    "\n.\n", "\n.\r\n", "\r\n.\n", "\r.\r", "\r\n.\r", "\n.\r", "\r.\r\n", "\r.\n", "\r\n.\r\r\n", "\n\n.\n\n", "\r\r.\r\r",
+    "\n.\n",
+    "\n.\r\n",
+    "\r\n.\n",
+    "\r.\r",
+    "\r\n.\r",
+    "\n.\r",
+    "\r.\r\n",
+    "\r.\n",
+    "\r\n.\r\r\n",
+    "\n\n.\n\n",
+    "\r\r.\r\r",
     "\n.\n\r\n",
 ];
-const SMUGGLED: &str = "MAIL FROM:<evil@example.net>\r\nRCPT TO:<ann@example.org>\r\nDATA\r\nevil\r\n";
+const SMUGGLED: &str =
+    "MAIL FROM:<evil@example.net>\r\nRCPT TO:<ann@example.org>\r\nDATA\r\nevil\r\n";
 
 #[tokio::test]
 async fn a_message_with_a_false_end_is_refused_as_one() {
     let mut rig = Rig::start(config()).await;
     let mut client = rig.greeted().await;
     for variant in VARIANTS {
-        client.to_data().await;
+        client.envelope().await;
         // All in one packet, with a command behind the true end.
-        client.send(format!("a{variant}{SMUGGLED}.\r\nNOOP\r\n")).await;
+        client
+            .send(format!("a{variant}{SMUGGLED}.\r\nNOOP\r\n"))
+            .await;
         client.expect("550 5.5.2 Bare").await;
         client.expect("250 2.0.0 Ok\r\n").await;
         assert_eq!(rig.finished().await, Received::Nothing);
@@ -35,7 +48,7 @@ async fn a_false_end_in_a_packet_of_its_own_is_refused_too() {
     let rig = Rig::start(config()).await;
     let mut client = rig.greeted().await;
     for variant in VARIANTS {
-        client.to_data().await;
+        client.envelope().await;
         client.send("a").await;
         for byte in variant.bytes() {
             client.send([byte]).await;
@@ -58,8 +71,10 @@ async fn kept_as_it_is_a_false_end_is_content() {
     for variant in VARIANTS {
         let rig = Rig::start(kept.clone()).await;
         let mut client = rig.greeted().await;
-        client.to_data().await;
-        client.send(format!("a{variant}{SMUGGLED}.\r\nNOOP\r\n")).await;
+        client.envelope().await;
+        client
+            .send(format!("a{variant}{SMUGGLED}.\r\nNOOP\r\n"))
+            .await;
         client.expect("250 2.0.0 Ok: queued as").await;
         client.expect("250 2.0.0 Ok\r\n").await;
         // Only a dot behind CRLF was stuffing.
@@ -72,7 +87,7 @@ async fn kept_as_it_is_a_false_end_is_content() {
 async fn a_dot_behind_a_nul_ends_nothing() {
     let rig = Rig::start(config()).await;
     let mut client = rig.greeted().await;
-    client.to_data().await;
+    client.envelope().await;
     client.send(format!("a\r\n\0.\r\n{SMUGGLED}.\r\n")).await;
     client.expect("250 2.0.0 Ok: queued as").await;
     assert_eq!(
