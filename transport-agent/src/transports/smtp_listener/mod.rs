@@ -225,6 +225,10 @@ impl Transport for SmtpListener {
         Ok(reply)
     }
 
+    fn takes_permits(&self) -> bool {
+        true
+    }
+
     fn address_types(&self) -> AddressTypes {
         AddressTypes {
             types: Some(vec![String::new()]),
