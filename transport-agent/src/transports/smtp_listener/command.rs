@@ -126,8 +126,9 @@ fn bare<'a>(rest: &str, command: Command<'a>) -> Result<Command<'a>, Refusal> {
 
 fn host_name(rest: &str) -> Result<&str, Refusal> {
     let name = rest.trim_start_matches(' ');
-    address::domain_or_literal(name)
-        .map(|_| name)
+    // It goes into Received, which must stay ASCII in a message without SMTPUTF8.
+    (name.is_ascii() && address::domain_or_literal(name).is_some())
+        .then_some(name)
         .ok_or(HOST_NAME)
 }
 

@@ -15,6 +15,7 @@ mod address;
 mod command;
 mod config;
 mod data;
+mod doubt;
 mod io;
 mod limits;
 mod listen;

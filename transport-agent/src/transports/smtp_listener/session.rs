@@ -20,11 +20,11 @@ use tracing::debug;
 use super::{
     Files, Shared,
     command::{self, Command, Mail, Rcpt},
+    doubt::Doubt,
     io::{Io, Line},
     limits::{ClientKey, Grant},
     permit::Slot,
     policy::Verdict,
-    receive::Doubt,
 };
 
 /// What a recipient occupies besides its text.
