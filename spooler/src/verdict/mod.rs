@@ -28,6 +28,7 @@ mod decision;
 pub(crate) mod samples;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use pombo_proto::{
     ids::{Fence, MessageId, RecipientIndex},
@@ -171,6 +172,9 @@ pub enum Disposition {
 pub struct Waiting {
     /// When something is to be done: a try, a warning, an expiry. Never later than the message's end.
     pub due: UnixMillis,
+    /// The next warning, expiry or kept deadline; never before `due`. From then on the row must be claimed even while its
+    /// transport or destination is excluded, or mail for a transport that is away would neither be warned about nor expire.
+    pub wake: UnixMillis,
     /// What it waits for, in words.
     pub reason: String,
     /// The transport that those who are due next wait for; `None`: they wait for several, any of which may come first.

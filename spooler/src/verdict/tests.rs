@@ -296,6 +296,8 @@ fn a_transport_that_is_away_is_waited_for_and_the_others_go_first() {
     let verdict = fixture.decide(fixture.fresh(), Happened::Nothing);
     assert_eq!(waiting(&verdict).due, NOW);
     assert_eq!(waiting(&verdict).reason, "first is away");
+    let warning = SUBMITTED.after(fixture.schedule.delay_warning);
+    assert_eq!(waiting(&verdict).wake, warning);
     assert_eq!(
         waiting(&verdict).destination.as_deref(),
         Some("first.example")
@@ -705,6 +707,10 @@ impl Life {
                 Disposition::Finished => break,
                 Disposition::Waiting(waiting) => {
                     let now = self.fixture.now;
+                    assert!(
+                        waiting.due <= waiting.wake && waiting.wake <= end,
+                        "seed {seed}"
+                    );
                     assert!(
                         waiting.due <= end && waiting.due >= now,
                         "seed {seed}: {waiting:?}"
