@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use super::{
     address::{Mailboxes, Refused},
     config::{Config, LineEnds},
-    copy::{Arrived, Mailbox, Name, Place, Staged, Trouble},
+    copy::{Arrived, Mailbox, Name, Place, Staged, Trouble, settle},
     fields::{self, Field},
     tidy::Tidy,
 };
@@ -268,10 +268,15 @@ fn stage(text: &Text, place: &Place, group: Vec<Plan>) -> Vec<Each<Staged>> {
 
 fn commit(ready: Vec<(RecipientIndex, Staged)>) -> Vec<Each<Arrived>> {
     let mut mailboxes = Vec::with_capacity(ready.len());
+    let mut memories = Vec::with_capacity(ready.len());
     let mut arrived = Vec::with_capacity(ready.len());
     for (index, staged) in ready {
         mailboxes.push(staged.mailbox().clone());
-        arrived.push((index, staged.commit()));
+        let committed = staged.commit().map(|(how, memory)| {
+            memories.push(memory);
+            how
+        });
+        arrived.push((index, committed));
     }
     let mut synced = HashSet::new();
     for (mailbox, (_, outcome)) in mailboxes.iter().zip(&mut arrived) {
@@ -285,6 +290,10 @@ fn commit(ready: Vec<(RecipientIndex, Staged)>) -> Vec<Each<Arrived>> {
             }
             Err(trouble) => *outcome = Err(trouble),
         }
+    }
+    // Also where the sync failed: then a repeat syncs again.
+    for memory in memories {
+        settle(&memory);
     }
     arrived
 }

@@ -6,12 +6,13 @@
 use std::{
     collections::HashMap,
     fs, io,
+    os::unix::fs::{DirEntryExt, MetadataExt},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use super::{
-    copy::{Mailbox, Name},
+    copy::{EMPTY, Mailbox, Name, Trouble},
     deliver::age,
 };
 
@@ -27,6 +28,8 @@ const MAILBOXES_MAX: usize = 50_000;
 const MAILBOXES_PER_CALL: usize = 64;
 /// How many files in one `tmp` one call looks at.
 const FILES_MAX: usize = 10_000;
+/// How many remembered copies of one week one call looks at, without touching those that are settled.
+const MEMORIES_MAX: usize = 200_000;
 
 /// Which mailboxes got mail, and when they were last tidied.
 #[derive(Debug)]
@@ -106,7 +109,7 @@ impl Tidy {
     }
 }
 
-fn tidy(mailbox: &Mailbox, remember: Duration) -> io::Result<()> {
+fn tidy(mailbox: &Mailbox, remember: Duration) -> Result<(), Error> {
     for entry in fs::read_dir(mailbox.path.join("tmp"))?.take(FILES_MAX) {
         let entry = entry?;
         let found = entry.metadata()?;
@@ -114,10 +117,10 @@ fn tidy(mailbox: &Mailbox, remember: Duration) -> io::Result<()> {
             continue;
         }
         // An attempt that died between link and rename: with its file gone, the link would say "delivered".
-        if let Some((name, nonce)) = entry.file_name().to_str().and_then(Name::of_staged) {
-            let link = mailbox.link(&name);
-            if fs::read_link(&link).is_ok_and(|target| target.as_os_str() == nonce) {
-                fs::remove_file(link)?;
+        if let Some(name) = entry.file_name().to_str().and_then(Name::of_staged) {
+            let memory = mailbox.memory_of(&name);
+            if fs::symlink_metadata(&memory).is_ok_and(|memory| memory.ino() == found.ino()) {
+                fs::remove_file(memory)?;
             }
         }
         fs::remove_file(entry.path())?;
@@ -130,12 +133,50 @@ fn tidy(mailbox: &Mailbox, remember: Duration) -> io::Result<()> {
     for week in weeks {
         let week = week?;
         let found = week.metadata()?;
+        if !found.is_dir() {
+            continue;
+        }
         // A directory's time is that of its last new entry.
-        if found.is_dir() && age(found.modified()?) > remember {
+        if age(found.modified()?) > remember {
             fs::remove_dir_all(week.path())?;
+        } else {
+            tidy_week(mailbox, &week)?;
         }
     }
     Ok(())
+}
+
+/// What attempts that died have left: memories that keep a copy's content, and names that were to replace them.
+fn tidy_week(mailbox: &Mailbox, week: &fs::DirEntry) -> Result<(), Error> {
+    let empty = fs::symlink_metadata(week.path().join(EMPTY))
+        .map(|empty| empty.ino())
+        .ok();
+    let number = week.file_name();
+    for entry in fs::read_dir(week.path())?.take(MEMORIES_MAX) {
+        let entry = entry?;
+        let file = entry.file_name();
+        let Some(file) = file.to_str() else { continue };
+        let settled = Some(DirEntryExt::ino(&entry)) == empty;
+        if file == EMPTY || (settled && !file.starts_with('.')) {
+            continue;
+        }
+        if age(entry.metadata()?.modified()?) <= PAUSE {
+            continue;
+        }
+        match number.to_str().and_then(|week| Name::of_memory(week, file)) {
+            Some(name) => mailbox.settle_left(&name)?,
+            None => fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Trouble(#[from] Trouble),
 }
 
 #[cfg(test)]
@@ -197,19 +238,48 @@ mod tests {
         );
         let nonce = "0123456789abcdef";
         let staged = mailbox.tmp(&name, nonce);
-        assert_eq!(
-            Name::of_staged(staged.file_name().unwrap().to_str().unwrap()),
-            Some((name.clone(), nonce))
-        );
+        let file = staged.file_name().unwrap().to_str().unwrap();
+        assert_eq!(Name::of_staged(file), Some(name.clone()));
         fs::write(&staged, "x").unwrap();
         make_old(&staged, DAY * 2);
-        let link = mailbox.link(&name);
-        fs::create_dir_all(link.parent().unwrap()).unwrap();
-        std::os::unix::fs::symlink(nonce, &link).unwrap();
+        let memory = mailbox.memory_of(&name);
+        fs::create_dir_all(memory.parent().unwrap()).unwrap();
+        fs::hard_link(&staged, &memory).unwrap();
 
         tidy(&mailbox, DAY).unwrap();
         assert!(!staged.exists());
-        assert!(fs::symlink_metadata(&link).is_err());
+        assert!(!memory.exists());
+    }
+
+    #[test]
+    fn what_was_left_unsettled_is_settled_and_then_left_alone() {
+        let (_directory, mailbox) = mailbox();
+        let name = |number| {
+            Name::new(
+                MessageId::derived("test", b"1"),
+                RecipientIndex(number),
+                UnixMillis::now(),
+            )
+        };
+        let memories = [mailbox.memory_of(&name(1)), mailbox.memory_of(&name(2))];
+        let week = memories[0].parent().unwrap();
+        fs::create_dir_all(week).unwrap();
+        for memory in &memories {
+            fs::write(memory, "content").unwrap();
+        }
+        make_old(&memories[0], DAY);
+        fs::write(week.join(".0123456789abcdef"), "").unwrap();
+        make_old(&week.join(".0123456789abcdef"), DAY);
+        for _ in 0..2 {
+            tidy(&mailbox, DAY).unwrap();
+            assert_eq!(fs::read(&memories[0]).unwrap(), b"");
+            assert_eq!(
+                fs::read(&memories[1]).unwrap(),
+                b"content",
+                "perhaps its attempt is alive"
+            );
+            assert_eq!(fs::read_dir(week).unwrap().count(), 3);
+        }
     }
 
     #[test]
@@ -218,7 +288,7 @@ mod tests {
         for (week, days) in [("1", 8), ("2", 6)] {
             let path = mailbox.memory().join(week);
             fs::create_dir_all(&path).unwrap();
-            std::os::unix::fs::symlink("x", path.join("name")).unwrap();
+            fs::write(path.join("name"), "").unwrap();
             make_old(&path, DAY * days);
         }
         tidy(&mailbox, DAY * 7).unwrap();

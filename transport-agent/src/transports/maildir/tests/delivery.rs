@@ -128,67 +128,83 @@ async fn a_repeat_is_no_second_copy_wherever_the_first_is_now() {
     }
 }
 
+/// A delivery taken back to the moment between link and rename: the staged file, the link, and where the copy was.
+async fn interrupted(fixture: &Fixture, message: &Submitted) -> [PathBuf; 3] {
+    submit(fixture, message).await;
+    let delivered = copies(fixture, "x.org/ann").remove(0);
+    let name = delivered.file_name().unwrap().to_str().unwrap().to_owned();
+    let week = names(&fixture.path("x.org/ann/pombo")).remove(0);
+    let memory = fixture.path("x.org/ann/pombo").join(week).join(&name);
+    assert_eq!(
+        fs::read(&memory).unwrap(),
+        b"",
+        "settled: a deleted mail is gone"
+    );
+    let staged = fixture
+        .path("x.org/ann/tmp")
+        .join(format!("{name}.0123456789abcdef"));
+    fs::rename(&delivered, &staged).unwrap();
+    fs::remove_file(&memory).unwrap();
+    fs::hard_link(&staged, &memory).unwrap();
+    [staged, memory, delivered]
+}
+
 #[tokio::test]
 async fn an_attempt_that_died_before_the_rename_is_finished_by_the_next() {
     let fixture = Fixture::new(SETTINGS).await;
     let message = message(&["ann@x.org"]);
-    submit(&fixture, &message).await;
-    // The state between link and rename.
-    let delivered = copies(&fixture, "x.org/ann").remove(0);
-    let name = delivered.file_name().unwrap().to_str().unwrap().to_owned();
-    let week = names(&fixture.path("x.org/ann/pombo")).remove(0);
-    let link = fixture.path("x.org/ann/pombo").join(week).join(&name);
-    let nonce = fs::read_link(&link)
-        .unwrap()
-        .into_os_string()
-        .into_string()
-        .unwrap();
-    let staged = fixture
-        .path("x.org/ann/tmp")
-        .join(format!("{name}.{nonce}"));
-    fs::rename(&delivered, &staged).unwrap();
-
+    let [_, memory, delivered] = interrupted(&fixture, &message).await;
     assert_eq!(code_of(&fixture, &message).await, "delivered");
     assert_eq!(copies(&fixture, "x.org/ann"), [delivered.as_path()]);
-
-    // The state before the link: what was staged is rubbish, and the message is written anew.
-    fs::rename(&delivered, &staged).unwrap();
-    fs::remove_file(&link).unwrap();
-    assert_eq!(code_of(&fixture, &message).await, "delivered");
-    assert_eq!(copies(&fixture, "x.org/ann"), [delivered, staged]);
+    assert_eq!(fs::read(memory).unwrap(), b"");
 }
 
 #[tokio::test]
-async fn a_link_that_cannot_be_trusted_any_more_loses_no_mail() {
+async fn an_attempt_that_died_before_the_link_is_made_anew() {
     let fixture = Fixture::new(SETTINGS).await;
     let message = message(&["ann@x.org"]);
-    submit(&fixture, &message).await;
-    let delivered = copies(&fixture, "x.org/ann").remove(0);
-    let name = delivered.file_name().unwrap();
-    let week = names(&fixture.path("x.org/ann/pombo")).remove(0);
-    let link = fixture.path("x.org/ann/pombo").join(week).join(name);
-    let age = |link: &PathBuf| {
-        let old = SystemTime::now() - Duration::from_secs(40 * 3600);
-        let old = old
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap()
-            .as_secs();
-        let old = nix::sys::time::TimeSpec::new(i64::try_from(old).unwrap(), 0);
-        let flag = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
-        nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, link, &old, &old, flag).unwrap();
-    };
-    // Read meanwhile: still found, in cur.
-    let mut flagged = fixture.path("x.org/ann/cur").join(name).into_os_string();
-    flagged.push(":2,RS");
-    fs::rename(&delivered, &flagged).unwrap();
-    age(&link);
-    submit(&fixture, &message).await;
-    assert_eq!(copies(&fixture, "x.org/ann").len(), 1);
-    // Nowhere, and tmp may have been cleared: better twice than never.
-    fs::remove_file(&flagged).unwrap();
-    age(&link);
-    submit(&fixture, &message).await;
-    assert_eq!(copies(&fixture, "x.org/ann"), [delivered.as_path()]);
+    let [staged, memory, delivered] = interrupted(&fixture, &message).await;
+    fs::remove_file(memory).unwrap();
+    fs::write(&staged, "half a mess").unwrap();
+    assert_eq!(code_of(&fixture, &message).await, "delivered");
+    // And once more, with the rubbish still there.
+    assert_eq!(code_of(&fixture, &message).await, "delivered");
+    assert_eq!(copies(&fixture, "x.org/ann"), [delivered.clone(), staged]);
+    assert!(fs::read_to_string(delivered).unwrap().ends_with(BODY));
+}
+
+#[tokio::test]
+async fn an_attempt_that_died_after_the_rename_has_delivered() {
+    for reader in ["leaves", "moves", "deletes"] {
+        let fixture = Fixture::new(SETTINGS).await;
+        let message = message(&["ann@x.org"]);
+        let [staged, ..] = interrupted(&fixture, &message).await;
+        let elsewhere = fixture.path("x.org/ann/filed");
+        match reader {
+            "leaves" => fs::rename(&staged, fixture.path("x.org/ann/cur/x:2,")).unwrap(),
+            "moves" => fs::rename(&staged, elsewhere).unwrap(),
+            _ => fs::remove_file(&staged).unwrap(),
+        }
+        let before = copies(&fixture, "x.org/ann");
+        assert_eq!(code_of(&fixture, &message).await, "delivered");
+        assert_eq!(
+            copies(&fixture, "x.org/ann"),
+            before,
+            "the reader {reader} the first copy"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_staged_file_that_others_cleared_away_loses_no_mail() {
+    let fixture = Fixture::new(SETTINGS).await;
+    let message = message(&["ann@x.org"]);
+    let [staged, memory, delivered] = interrupted(&fixture, &message).await;
+    fs::remove_file(&staged).unwrap();
+    let old = SystemTime::now() - Duration::from_secs(40 * 3600);
+    fs::File::open(&memory).unwrap().set_modified(old).unwrap();
+    assert_eq!(code_of(&fixture, &message).await, "delivered");
+    assert_eq!(copies(&fixture, "x.org/ann"), [delivered]);
 }
 
 #[tokio::test]

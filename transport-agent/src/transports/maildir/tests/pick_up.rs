@@ -168,12 +168,18 @@ async fn files_are_announced_at_begin_and_when_they_come() {
 
 #[tokio::test]
 async fn a_link_into_a_maildir_is_announced() {
-    let fixture = open(&MAILDIR.replace("poll", "notify")).await;
-    fixture.support.status_is(TransportState::Available).await;
-    fs::write(fixture.path("staged"), MAIL).unwrap();
-    fs::hard_link(fixture.path("staged"), fixture.path("new/1.host")).unwrap();
+    let fixture = Fixture::new(&MAILDIR.replace("poll", "notify")).await;
+    fs::write(fixture.path("new/1.host"), MAIL).unwrap();
+    fixture.maildir.inbound(Flow::Begin).await;
     fixture.support.more_news_than(0).await;
-    id(&start(&fixture, &Receiver::default()).await);
+    let receiver = Receiver::default();
+    id(&start(&fixture, &receiver).await);
+    // It is watched now, and the next regular look is far.
+    let before = fixture.support.news();
+    fs::write(fixture.path("staged"), MAIL).unwrap();
+    fs::hard_link(fixture.path("staged"), fixture.path("new/2.host")).unwrap();
+    fixture.support.more_news_than(before).await;
+    id(&start(&fixture, &receiver).await);
     fixture.maildir.shutdown().await;
 }
 
