@@ -190,7 +190,7 @@ impl Adoption {
         let mut free = Vec::new();
         for job in jobs {
             let instances = self.suspects(&job, listed);
-            info!(message = %job.id(), instances = instances.len(), "in doubt: asking who has it");
+            info!(id = %job.id(), instances = instances.len(), "in doubt: asking who has it");
             let doubt = Doubt { job, instances };
             if doubt.is_settled() {
                 free.push(doubt.job);
@@ -407,7 +407,7 @@ impl Handler<Answers> for Adoption {
                 }
                 AdoptAnswer::Fenced => {
                     // Somebody claimed it after us: whatever we would record is lost.
-                    info!(message = %id, "lost: an agent has seen a higher fence");
+                    info!(id = %id, "lost: an agent has seen a higher fence");
                     self.doubts.remove(&id);
                     self.dispatcher.do_send(crate::dispatcher::Forget(id));
                 }

@@ -219,7 +219,7 @@ impl Round {
                 since: Instant::now(),
             }),
             Err(error) => {
-                error!(message = %row.id, %error, "a row of the outbox cannot be read: dead");
+                error!(id = %row.id, %error, "a row of the outbox cannot be read: dead");
                 Err(Box::new(Write::Record {
                     tenancy: Tenancy {
                         id: row.id,
@@ -259,7 +259,7 @@ impl Handler<MakeDue> for Outbox {
             let change = crate::store::Change::Retry;
             match store.call(move |store| store.change(now, id, change)).await {
                 Ok(_) => me.do_send(Kick),
-                Err(error) => warn!(%error, message = %id, "cannot make due"),
+                Err(error) => warn!(%error, id = %id, "cannot make due"),
             }
         })
     }

@@ -204,7 +204,7 @@ impl Recorder {
         let read = async move { blobs.get_head(head, REPORT_HEAD_BYTES).await };
         let recorded = read.into_actor(self).map(move |head, this, _| {
             let head = head.unwrap_or_else(|error| {
-                warn!(%error, message = %decided.job.id(), "a report goes without its original");
+                warn!(%error, id = %decided.job.id(), "a report goes without its original");
                 Bytes::new()
             });
             this.record(decided, &head);
@@ -237,7 +237,7 @@ impl Recorder {
                     retry_until,
                 };
                 let report = report::build(&reporter, envelope, head, spec, &verdict.progress);
-                info!(message = %tenancy.id, report = %id, kind = ?spec.kind, "report");
+                info!(id = %tenancy.id, report = %id, kind = ?spec.kind, "report");
                 (id, fresh_row(&report, now, "a report, not yet tried"))
             })
             .collect();
@@ -312,13 +312,13 @@ impl Recorder {
                     let blobs = self.blobs.clone();
                     actix::spawn(async move {
                         if let Err(error) = blobs.delete(id).await {
-                            warn!(%error, message = %id, "a body stays in the blob store");
+                            warn!(%error, id = %id, "a body stays in the blob store");
                         }
                     });
                 }
                 if written == Written::Lost {
                     let Tenancy { id, fence } = recorded.tenancy;
-                    info!(message = %id, fence = fence.0, "lost: somebody else decides");
+                    info!(id = %id, fence = fence.0, "lost: somebody else decides");
                 }
                 wired.recorded.push(Recorded {
                     written,
@@ -462,7 +462,7 @@ impl About {
             )
             .increment(1);
             info!(
-                message = %envelope.id,
+                id = %envelope.id,
                 recipient = recipient.address,
                 transport,
                 destination = crate::router::destination(recipient),

@@ -53,7 +53,7 @@ impl Session {
         let transport = &self.peer.transport;
         let reply = match result {
             StartResult::Saved { id, size, more } => {
-                debug!(message = %id, transport, size, "received");
+                debug!(id = %id, transport, size, "received");
                 metrics::counter!("pombo_received_total", "transport" => transport.clone())
                     .increment(1);
                 if more {

@@ -151,7 +151,7 @@ impl Session {
             ),
             Ended::Refused(refusal) => {
                 // Nothing was done: in the contract's words that is BUSY; the store decides who may go on.
-                tracing::debug!(message = %id, ?refusal, "submission refused");
+                tracing::debug!(id = %id, ?refusal, "submission refused");
                 let result = SubmitResult::Busy;
                 let nothing = AttemptResult {
                     result,

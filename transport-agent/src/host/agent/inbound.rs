@@ -114,7 +114,7 @@ impl Agent {
         metrics::counter!("pombo_agent_receptions_total", "result" => label).increment(1);
         if let StartResult::Saved { id, size, .. } = &result {
             self.counters.saved += 1;
-            debug!(message = %id, size, "start_message saved");
+            debug!(id = %id, size, "start_message saved");
             if let Some(took) = took {
                 self.gate.handle_message_time(took);
                 metrics::histogram!("pombo_agent_reception_seconds").record(took.as_secs_f64());

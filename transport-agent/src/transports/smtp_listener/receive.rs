@@ -262,7 +262,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 Known::No => {}
                 Known::As(id, ticket) => {
                     permit.finish(Received::Nothing);
-                    info!(transport = "smtp-listener", message = %id, transaction = transaction_id,
+                    info!(transport = "smtp-listener", id = %id, transaction = transaction_id,
                         client = %self.peer.ip, "sent again, known already");
                     return Ok(self.accepted(id, Some(Unseen::Recorded(ticket))).await);
                 }
@@ -294,7 +294,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         match saved.result {
             Ok(id) => {
                 permit.finish(Received::Saved { id, more: false });
-                info!(transport = "smtp-listener", message = %id, transaction = transaction_id, client = %self.peer.ip,
+                info!(transport = "smtp-listener", id = %id, transaction = transaction_id, client = %self.peer.ip,
                     size, recipients = count, "save_changes");
                 let unseen = Unseen::after(saved.ticket, trail, grant);
                 Ok(self.accepted(id, unseen).await)
