@@ -3,7 +3,7 @@
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
 use pombo_proto::{control::QueueState, frame::encoded_head};
-use pombo_spooler::store::{Change, Error, SqliteOptions, RowData, Sqlite, Store, Write, Written};
+use pombo_spooler::store::{Change, Error, RowData, Sqlite, SqliteOptions, Store, Write, Written};
 
 use crate::support::*;
 

@@ -13,7 +13,7 @@ use pombo_proto::{
     verbs::Tenancy,
 };
 use pombo_spooler::store::{
-    ClaimRequest, Claimed, SqliteOptions, Row, RowData, Sqlite, Store, Write, Written,
+    ClaimRequest, Claimed, Row, RowData, Sqlite, SqliteOptions, Store, Write, Written,
 };
 
 pub const NOW: UnixMillis = UnixMillis(1_790_000_000_000);

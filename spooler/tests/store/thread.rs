@@ -6,7 +6,7 @@ use std::{
 };
 
 use pombo_proto::control::QueueState;
-use pombo_spooler::store::{Error, SqliteOptions, Sqlite, StoreThread, Write, Written};
+use pombo_spooler::store::{Error, Sqlite, SqliteOptions, StoreThread, Write, Written};
 
 use crate::support::*;
 

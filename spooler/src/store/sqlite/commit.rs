@@ -285,9 +285,8 @@ impl Standing {
     /// Whether somebody recorded what became of this fence: at it, unless in doubt, or at a higher one.
     pub fn is_recorded_at(&self, fence: Fence) -> bool {
         let fence = i64::from(fence.0);
-        let known = |(at, _, state): (i64, [u8; 16], i64)| {
-            at > fence || at == fence && state < IN_DOUBT
-        };
+        let known =
+            |(at, _, state): (i64, [u8; 16], i64)| at > fence || at == fence && state < IN_DOUBT;
         self.state == FINISHED || self.recorded.is_some_and(known)
     }
 }
