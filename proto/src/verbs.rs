@@ -195,6 +195,12 @@ pub struct Tenancy {
     pub fence: Fence,
 }
 
+impl From<(MessageId, Fence)> for Tenancy {
+    fn from((id, fence): (MessageId, Fence)) -> Self {
+        Self { id, fence }
+    }
+}
+
 /// What TransportLogon says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Logon {

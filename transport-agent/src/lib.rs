@@ -2,5 +2,7 @@
 //! what it has sent until they are settled.
 #![warn(missing_docs)]
 
+pub mod config;
+pub mod host;
 pub mod provider;
 pub mod transports;

@@ -73,6 +73,12 @@ pub trait Transport: Send + Sync + 'static {
         Received::Nothing
     }
 
+    /// Whether it takes its permits by [`Support::permit`]; `start_message` is then never called. Permits stand ready
+    /// in the agent, so that a client hardly ever waits for one.
+    fn takes_permits(&self) -> bool {
+        false
+    }
+
     /// Poll: how many messages are there to fetch? Called only if `logon` returned [`LogonReply::poll`].
     async fn poll(&self) -> u32 {
         0
@@ -139,6 +145,7 @@ pub trait Support: Send + Sync + 'static {
     fn next_reference(&self) -> Reference;
     /// For doors that must not keep a client waiting: resolves when a StartMessage permit is free for the mail that
     /// `new_mail` announced, or gives up. The permit then calls `start_message` no more; it is the reception itself.
+    /// Only for transports with [`Transport::takes_permits`].
     ///
     /// A listener uses this instead of `start_message`: the client stands at DATA, and no permit in time is a 4xx.
     fn permit(

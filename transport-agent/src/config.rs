@@ -1,0 +1,241 @@
+//! `agent.toml`: one file for one transport. `deploy/agent.sample.toml` has every key.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+
+use pombo_proto::{
+    message::BODY_BYTES_MAX,
+    service::config::{Blobs, Broker, Error, Http, Log, Source, duration, size},
+};
+use serde::{Deserialize, de::IgnoredAny};
+
+use crate::{host::registry, provider::Transport};
+
+/// The file, parsed. The transport itself is made from its own section by [`Config::transport`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Which transport this agent hosts.
+    pub transport: TransportSection,
+    /// How it hosts it.
+    pub agent: AgentSection,
+    /// RabbitMQ.
+    pub broker: Broker,
+    /// Large bodies.
+    pub blobs: Blobs,
+    /// `/healthz`, `/readyz`, `/metrics`.
+    pub http: Http,
+    /// Logs.
+    pub log: Log,
+    source: Source,
+}
+
+/// `[transport]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransportSection {
+    /// Its name in the spoolers' transport order. Agents of the same name share the work.
+    pub name: String,
+    /// What it is: the name of its section, too.
+    pub kind: String,
+}
+
+/// `[agent]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentSection {
+    /// The name that this host gives itself in EHLO, Received and reports; not set: the system's host name.
+    pub host: Option<String>,
+    /// Threads on which the transport runs, 1 to 64.
+    pub threads: usize,
+    /// How long to wait at the end for what is under way, and for its being settled.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub drain_limit: Duration,
+    /// Whether a transport is told "no" at its point of no return when no spooler has answered for 10 s.
+    pub right_to_send: bool,
+    /// Larger messages are not received.
+    #[serde(deserialize_with = "size::deserialize")]
+    pub message_max: u64,
+    /// How long a received message may wait for the broker's confirm.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub confirm_patience: Duration,
+    /// The shortest interval between two notifications of new mail.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub notify_interval: Duration,
+    /// Sessions with spoolers, at most.
+    pub sessions_max: usize,
+}
+
+impl Default for AgentSection {
+    fn default() -> Self {
+        Self {
+            host: None,
+            threads: 2,
+            drain_limit: Duration::from_secs(30),
+            right_to_send: true,
+            message_max: BODY_BYTES_MAX,
+            confirm_patience: Duration::from_secs(30),
+            notify_interval: Duration::from_millis(10),
+            sessions_max: 64,
+        }
+    }
+}
+
+/// Sections that are not a transport's.
+const COMMON: [&str; 6] = ["transport", "agent", "broker", "blobs", "http", "log"];
+
+impl Config {
+    /// Reads and checks a file; the transport's section is checked by [`Self::transport`].
+    ///
+    /// # Errors
+    /// With file, line, column and key.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        Self::parse(Source::read(path)?)
+    }
+
+    /// The same from a text.
+    ///
+    /// # Errors
+    /// With file, line, column and key.
+    pub fn parse(source: Source) -> Result<Self, Error> {
+        let sections: BTreeMap<String, IgnoredAny> = source.parse()?;
+        for name in sections.keys() {
+            if !COMMON.contains(&name.as_str()) && registry::kind(name).is_none() {
+                return Err(source.bad(name, format!("no such section; there are {}", known())));
+            }
+        }
+        let missing = |name: &str| source.bad(name, format!("the section [{name}] is missing"));
+        let config = Self {
+            transport: source
+                .section("transport")?
+                .ok_or_else(|| missing("transport"))?,
+            agent: source.section("agent")?.unwrap_or_default(),
+            broker: source.section("broker")?.unwrap_or_default(),
+            blobs: source.section("blobs")?.ok_or_else(|| missing("blobs"))?,
+            http: source.section("http")?.unwrap_or_default(),
+            log: source.section("log")?.unwrap_or_default(),
+            source,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Makes the transport from its section. Touches nothing outside; that is what its logon is for.
+    ///
+    /// # Errors
+    /// What is wrong with its section.
+    pub fn transport(&self) -> Result<Arc<dyn Transport>, Error> {
+        match registry::kind(&self.transport.kind) {
+            Some(kind) => (kind.make)(&self.source),
+            None => Err(self.bad("transport.kind", format!("there are {}", kinds()))),
+        }
+    }
+
+    /// An error about the value of a key.
+    pub fn bad(&self, key: &str, message: impl std::fmt::Display) -> Error {
+        self.source.bad(key, message)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let name = &self.transport.name;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+            let message = "1 to 64 letters, digits, '-', '_' or '.'";
+            return Err(self.bad("transport.name", message));
+        }
+        if registry::kind(&self.transport.kind).is_none() {
+            return Err(self.bad("transport.kind", format!("there are {}", kinds())));
+        }
+        if !(1..=64).contains(&self.agent.threads) {
+            return Err(self.bad("agent.threads", "1 to 64"));
+        }
+        if !(1..=1_000).contains(&self.agent.sessions_max) {
+            return Err(self.bad("agent.sessions_max", "1 to 1000"));
+        }
+        if self.blobs.inline_max > 1024 * 1024 {
+            return Err(self.bad("blobs.inline_max", "at most 1MiB"));
+        }
+        if self.blobs.path.as_os_str().is_empty() {
+            return Err(self.bad("blobs.path", "there is none"));
+        }
+        Ok(())
+    }
+}
+
+fn kinds() -> String {
+    let names: Vec<_> = registry::KINDS.iter().map(|kind| kind.name).collect();
+    names.join(", ")
+}
+
+fn known() -> String {
+    format!("{}, {}", COMMON.join(", "), kinds())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "[transport]\nname = \"out\"\nkind = \"null\"\n[blobs]\npath = \"/tmp/b\"\n";
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Source::new("agent.toml", text)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_short_file_is_enough() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.agent.drain_limit, Duration::from_secs(30));
+        assert!(config.transport().is_ok());
+    }
+
+    #[test]
+    fn errors_name_the_place() {
+        for (add, expected) in [
+            ("[smpt]\nx = 1\n", "agent.toml:6:1: smpt: no such section; "),
+            (
+                "[agent]\nthreads = 0\n",
+                "agent.toml:7:11: agent.threads: 1 to 64",
+            ),
+            ("[agent]\nthread = 1\n", "agent.toml:7:1: agent"),
+            (
+                "[broker]\nheartbeat = 10\n",
+                "agent.toml:7:13: broker.heartbeat: ",
+            ),
+        ] {
+            let error = parse(&format!("{GOOD}{add}")).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        let config = parse(&format!("{GOOD}[null]\ndelay = \"x\"\n")).unwrap();
+        let error = config.transport().err().unwrap().to_string();
+        assert!(error.starts_with("agent.toml:7:9: null.delay: "), "{error}");
+        let config = parse(&format!("{GOOD}[null]\ncapacity = 0\n")).unwrap();
+        let error = config.transport().err().unwrap().to_string();
+        assert!(
+            error.starts_with("agent.toml:6:1: null: the capacity"),
+            "{error}"
+        );
+        let error = parse(&GOOD.replace("null", "smtq")).unwrap_err();
+        assert!(
+            error.starts_with("agent.toml:3:8: transport.kind: there are"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_sample_has_every_key_and_parses() {
+        let text = include_str!("../../deploy/agent.sample.toml");
+        parse(text).unwrap();
+        let uncomment = |line: &str| match line.strip_prefix("# ") {
+            Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => {
+                rest.to_owned()
+            }
+            _ => line.to_owned(),
+        };
+        let all: Vec<_> = text.lines().map(uncomment).collect();
+        let config = parse(&all.join("\n")).unwrap();
+        assert!(config.broker.user.is_some() && config.agent.host.is_some());
+    }
+
+    fn is_key(text: &str) -> bool {
+        // The password's file is not there.
+        text != "password" && text.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+    }
+}

@@ -1,0 +1,50 @@
+//! The kinds of transports that an agent can host. To add one: its module under `transports/`, and one line here.
+
+use std::{fmt::Display, sync::Arc};
+
+use pombo_proto::service::config::{Error, Source};
+use serde::de::DeserializeOwned;
+
+use crate::{provider::Transport, transports::null};
+
+/// A kind of transport: its name, which is that of its section in the configuration, and how one is made.
+pub struct Kind {
+    /// As in `[transport] kind`.
+    pub name: &'static str,
+    /// Makes one from its section.
+    pub make: fn(&Source) -> Result<Arc<dyn Transport>, Error>,
+}
+
+/// All kinds.
+pub const KINDS: &[Kind] = &[Kind {
+    name: "null",
+    make: |source| make(source, "null", null::Null::new),
+}];
+
+/// The kind of this name.
+pub fn kind(name: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| kind.name == name)
+}
+
+fn make<C, T, E>(
+    source: &Source,
+    name: &str,
+    new: fn(C) -> Result<T, E>,
+) -> Result<Arc<dyn Transport>, Error>
+where
+    C: DeserializeOwned,
+    T: Transport,
+    E: Display,
+{
+    let config = match source.section(name)? {
+        Some(config) => config,
+        // Some have a default for everything; the others say what is missing.
+        None => Source::new("", "")
+            .parse()
+            .map_err(|_| source.bad(name, format!("the section [{name}] is missing")))?,
+    };
+    match new(config) {
+        Ok(transport) => Ok(Arc::new(transport)),
+        Err(error) => Err(source.bad(name, error)),
+    }
+}
