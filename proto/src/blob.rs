@@ -108,6 +108,18 @@ impl Blobs {
         Ok(found.bytes().await?)
     }
 
+    /// Reads the beginning of a body: at most `bytes` bytes of it.
+    ///
+    /// # Errors
+    /// Missing, or the store is away.
+    pub async fn get_head(&self, id: MessageId, bytes: u64) -> Result<Bytes, Error> {
+        match self.store.get_range(&name(id), 0..bytes).await {
+            Ok(head) => Ok(head),
+            Err(object_store::Error::NotFound { .. }) => Err(Error::Missing(id)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Deletes a body; fine if it is not there.
     ///
     /// # Errors

@@ -11,12 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::{
-    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture,
-};
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture};
 use pombo_proto::{
     ids::{Instance, MessageId, RecipientIndex, Reference},
     ladder::submission::AttemptResult,
+    message::Recipient,
     outcome::EndMessageFlag,
     time::UnixMillis,
     verbs::{AdoptAnswer, Adopted, Refusal, Tenancy},
@@ -29,7 +28,7 @@ use crate::{
     job::{Job, SessionKey},
     progress::RecipientState,
     recorder::{Conclude, Recorder},
-    router::Router,
+    router::{Route, Router},
     session::{self, Session},
     store::{ListedInstance, StoreThread},
     verdict::Happened,
@@ -91,9 +90,17 @@ enum Knows {
     /// Not yet answered; or under way, ask again.
     Asked { since: Instant },
     /// Done, and EndMessage is under way.
-    Ending { transport: String, result: AttemptResult, session: SessionKey },
+    Ending {
+        transport: String,
+        result: AttemptResult,
+        session: SessionKey,
+    },
     /// Done.
-    Done { transport: String, result: AttemptResult, session: SessionKey },
+    Done {
+        transport: String,
+        result: AttemptResult,
+        session: SessionKey,
+    },
     /// It has nothing, and will refuse anything older.
     Nothing,
     /// It never answered.
@@ -143,6 +150,20 @@ impl Adoption {
         }
     }
 
+    /// Whether a transport could have been given a recipient: it takes it, or has never said what it takes.
+    fn could_have(&self, transport: &str, recipient: &Recipient) -> bool {
+        let others: Vec<String> = self
+            .router
+            .transports()
+            .filter(|(name, _)| *name != transport)
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        matches!(
+            self.router.route(recipient, &others),
+            Route::Transport(name) | Route::Unknown(name) if name == transport
+        )
+    }
+
     /// The instances that could have a message: those of transports that could take an undecided recipient.
     fn suspects(&self, job: &Job, listed: &[ListedInstance]) -> HashMap<Instance, (String, Knows)> {
         let envelope = &job.message.envelope;
@@ -156,7 +177,11 @@ impl Adoption {
         let since = Instant::now();
         listed
             .iter()
-            .filter(|it| undecided.iter().any(|recipient| self.router.takes(&it.transport, recipient)))
+            .filter(|it| {
+                undecided
+                    .iter()
+                    .any(|recipient| self.could_have(&it.transport, recipient))
+            })
             .map(|it| (it.instance, (it.transport.clone(), Knows::Asked { since })))
             .collect()
     }
@@ -165,7 +190,7 @@ impl Adoption {
         let mut free = Vec::new();
         for job in jobs {
             let instances = self.suspects(&job, listed);
-            info!(message = %job.id(), instances = instances.len(), "in doubt: asking who has it");
+            info!(id = %job.id(), instances = instances.len(), "in doubt: asking who has it");
             let doubt = Doubt { job, instances };
             if doubt.is_settled() {
                 free.push(doubt.job);
@@ -204,7 +229,9 @@ impl Adoption {
                 let silent =
                     matches!(knows, Knows::Asked { since } if since.elapsed() > GONE_AFTER);
                 if silent && !self.sessions.contains_key(instance) {
-                    *knows = Knows::Gone { transport: transport.clone() };
+                    *knows = Knows::Gone {
+                        transport: transport.clone(),
+                    };
                     gone.insert(*instance);
                 }
             }
@@ -228,7 +255,11 @@ impl Adoption {
             .filter(|(_, doubt)| doubt.is_settled())
             .map(|(id, _)| *id)
             .collect();
-        for doubt in settled.iter().filter_map(|id| self.doubts.remove(id)).collect::<Vec<_>>() {
+        for doubt in settled
+            .iter()
+            .filter_map(|id| self.doubts.remove(id))
+            .collect::<Vec<_>>()
+        {
             self.resolve(doubt);
         }
     }
@@ -240,7 +271,11 @@ impl Adoption {
         let (mut found, mut sessions) = (Vec::new(), Vec::new());
         for (_, knows) in instances.into_values() {
             match knows {
-                Knows::Done { transport, result, session } => {
+                Knows::Done {
+                    transport,
+                    result,
+                    session,
+                } => {
                     found.push((transport, result));
                     sessions.push(session);
                 }
@@ -252,32 +287,55 @@ impl Adoption {
             self.dispatcher.do_send(Jobs(vec![job]));
             return;
         };
-        job.progress.note(now, "adopted", format!("an attempt by {transport}"));
+        job.progress
+            .note(now, "adopted", format!("an attempt by {transport}"));
         let considered = undecided(&job);
-        let happened = Happened::Attempt { transport, considered, result };
+        let happened = Happened::Attempt {
+            transport,
+            considered,
+            result,
+            interrupted: false,
+        };
         let took = job.since.elapsed();
-        self.recorder.do_send(Conclude { job, happened, sessions, spent: None, took });
+        self.recorder.do_send(Conclude {
+            job,
+            happened,
+            doubt: false,
+            sessions,
+            spent: None,
+            took,
+        });
     }
 
     fn mark_in_doubt(&self, job: &mut Job, transport: &str, now: UnixMillis) {
         let envelope = job.message.envelope.clone();
         let mut marked = 0;
         for (recipient, progress) in envelope.recipients.iter().zip(&mut job.progress.recipients) {
-            if !progress.state.is_decided() && self.router.takes(transport, recipient) {
+            if !progress.state.is_decided() && self.could_have(transport, recipient) {
                 progress.in_doubt = true;
                 marked += 1;
             }
         }
-        metrics::counter!("pombo_in_doubt_total", "transport" => transport.to_owned()).increment(marked);
-        job.progress.note(now, "in doubt", format!("an agent of {transport} never answered"));
+        metrics::counter!("pombo_in_doubt_total", "transport" => transport.to_owned())
+            .increment(marked);
+        job.progress.note(
+            now,
+            "in doubt",
+            format!("an agent of {transport} never answered"),
+        );
     }
 }
 
 fn undecided(job: &Job) -> Vec<RecipientIndex> {
     let all = job.progress.recipients.iter().enumerate();
-    all.filter(|(_, it)| matches!(it.state, RecipientState::Pending { .. } | RecipientState::Kept { .. }))
-        .map(|(at, _)| RecipientIndex(at as u32))
-        .collect()
+    all.filter(|(_, it)| {
+        matches!(
+            it.state,
+            RecipientState::Pending { .. } | RecipientState::Kept { .. }
+        )
+    })
+    .map(|(at, _)| RecipientIndex(at as u32))
+    .collect()
 }
 
 impl Actor for Adoption {
@@ -317,35 +375,68 @@ impl Handler<Jobs> for Adoption {
 impl Handler<Answers> for Adoption {
     type Result = ();
 
-    fn handle(&mut self, Answers { instance, key, answers }: Answers, _: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Answers {
+            instance,
+            key,
+            answers,
+        }: Answers,
+        _: &mut Self::Context,
+    ) {
         for Adopted { id, fence, answer } in answers {
-            let Some(doubt) = self.doubts.get_mut(&id) else { continue };
+            let Some(doubt) = self.doubts.get_mut(&id) else {
+                continue;
+            };
             let tenancy = doubt.job.tenure.tenancy();
             if tenancy.fence != fence {
                 continue;
             }
-            let Some((transport, knows)) = doubt.instances.get_mut(&instance) else { continue };
+            let Some((transport, knows)) = doubt.instances.get_mut(&instance) else {
+                continue;
+            };
             if !matches!(knows, Knows::Asked { .. }) {
                 continue;
             }
             match answer {
                 AdoptAnswer::Unknown => *knows = Knows::Nothing,
-                AdoptAnswer::UnderWay => *knows = Knows::Asked { since: Instant::now() },
+                AdoptAnswer::UnderWay => {
+                    *knows = Knows::Asked {
+                        since: Instant::now(),
+                    }
+                }
                 AdoptAnswer::Fenced => {
                     // Somebody claimed it after us: whatever we would record is lost.
-                    info!(message = %id, "lost: an agent has seen a higher fence");
+                    info!(id = %id, "lost: an agent has seen a higher fence");
                     self.doubts.remove(&id);
                     self.dispatcher.do_send(crate::dispatcher::Forget(id));
                 }
-                AdoptAnswer::Done { reference, result, statuses, ended } => {
+                AdoptAnswer::Done {
+                    reference,
+                    result,
+                    statuses,
+                    ended,
+                } => {
                     let end_follows = matches!(result, pombo_proto::outcome::SubmitResult::Ok(_));
                     let (transport, session) = (transport.clone(), key);
-                    let result = AttemptResult { result, end: ended, statuses };
+                    let result = AttemptResult {
+                        result,
+                        end: ended,
+                        statuses,
+                    };
                     if ended.is_none() && end_follows {
-                        *knows = Knows::Ending { transport, result, session };
+                        *knows = Knows::Ending {
+                            transport,
+                            result,
+                            session,
+                        };
                         end_adopted(self.sessions.get(&instance), tenancy, reference);
                     } else {
-                        *knows = Knows::Done { transport, result, session };
+                        *knows = Knows::Done {
+                            transport,
+                            result,
+                            session,
+                        };
                     }
                 }
             }
@@ -368,15 +459,31 @@ impl Handler<AdoptedEnded> for Adoption {
     type Result = ();
 
     fn handle(&mut self, ended: AdoptedEnded, _: &mut Self::Context) {
-        let AdoptedEnded { instance, tenancy, result } = ended;
-        let Some(doubt) = self.doubts.get_mut(&tenancy.id) else { return };
-        let Some((_, knows)) = doubt.instances.get_mut(&instance) else { return };
+        let AdoptedEnded {
+            instance,
+            tenancy,
+            result,
+        } = ended;
+        let Some(doubt) = self.doubts.get_mut(&tenancy.id) else {
+            return;
+        };
+        let Some((_, knows)) = doubt.instances.get_mut(&instance) else {
+            return;
+        };
         let before = std::mem::replace(knows, Knows::Nothing);
         *knows = match before {
-            Knows::Ending { transport, result: mut attempt, session } => {
+            Knows::Ending {
+                transport,
+                result: mut attempt,
+                session,
+            } => {
                 // Refused: the reference was ended before, and what its flag was follows from the outcomes.
                 attempt.end = result.ok();
-                Knows::Done { transport, result: attempt, session }
+                Knows::Done {
+                    transport,
+                    result: attempt,
+                    session,
+                }
             }
             other => other,
         };
@@ -388,7 +495,8 @@ impl Handler<Opened> for Adoption {
     type Result = ();
 
     fn handle(&mut self, opened: Opened, _: &mut Self::Context) {
-        self.sessions.insert(opened.instance, (opened.key, opened.addr));
+        self.sessions
+            .insert(opened.instance, (opened.key, opened.addr));
         self.ask();
     }
 }
@@ -402,7 +510,9 @@ impl Handler<Closed> for Adoption {
         for doubt in self.doubts.values_mut() {
             if let Some((_, knows)) = doubt.instances.get_mut(&instance) {
                 if matches!(knows, Knows::Ending { .. }) {
-                    *knows = Knows::Asked { since: Instant::now() };
+                    *knows = Knows::Asked {
+                        since: Instant::now(),
+                    };
                 }
             }
         }
@@ -413,7 +523,8 @@ impl Handler<TakesAddresses> for Adoption {
     type Result = ();
 
     fn handle(&mut self, takes: TakesAddresses, _: &mut Self::Context) {
-        self.router.set_address_types(&takes.transport, &takes.types);
+        self.router
+            .set_address_types(&takes.transport, &takes.types);
     }
 }
 

@@ -1,11 +1,15 @@
 //! The spooler's configuration: one TOML file. `deploy/spooler.sample.toml` comments every key.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use pombo_proto::{
     gate::TurnOptions,
+    link::Audience,
     message::{BODY_BYTES_MAX, Priority},
-    service::config::{Blobs, Broker, Http, Log, Size, duration},
+    service::config::{Blobs, Broker, Error as ConfigError, Http, Log, Source, duration, size},
     topology::SpoolClass,
 };
 use serde::Deserialize;
@@ -70,7 +74,8 @@ pub struct Spooler {
     #[serde(with = "duration")]
     pub drain: Duration,
     /// The largest message that `pombo submit` may bring. Default 50 MiB.
-    pub body_bytes_max: Size,
+    #[serde(with = "size")]
+    pub body_bytes_max: u64,
     /// Deliveries held per spool queue.
     pub prefetch: Prefetch,
     /// StartMessages outstanding in one session that has mail. Default 8, growing to 64 while all are used.
@@ -85,7 +90,7 @@ impl Default for Spooler {
             name: None,
             host: None,
             drain: Duration::from_secs(30),
-            body_bytes_max: Size(BODY_BYTES_MAX),
+            body_bytes_max: BODY_BYTES_MAX,
             prefetch: Prefetch::default(),
             reception_window: 8,
             reception_max: 1024,
@@ -96,12 +101,16 @@ impl Default for Spooler {
 impl Spooler {
     /// The host name.
     pub fn host(&self) -> String {
-        self.host.clone().unwrap_or_else(pombo_proto::service::config::host_name)
+        self.host
+            .clone()
+            .unwrap_or_else(host_name)
     }
 
     /// The spooler's name.
     pub fn name(&self) -> String {
-        self.name.clone().unwrap_or_else(|| format!("{}-{}", self.host(), std::process::id()))
+        self.name
+            .clone()
+            .unwrap_or_else(|| format!("{}-{}", self.host(), std::process::id()))
     }
 
     /// How permits are given.
@@ -128,7 +137,11 @@ pub struct Prefetch {
 
 impl Default for Prefetch {
     fn default() -> Self {
-        Self { urgent: 100, normal: 400, bulk: 100 }
+        Self {
+            urgent: 100,
+            normal: 400,
+            bulk: 100,
+        }
     }
 }
 
@@ -170,25 +183,44 @@ impl Config {
         self.transports.iter().map(|it| it.name.clone()).collect()
     }
 
-    /// What the types cannot say.
+    /// Reads and checks a file.
     ///
     /// # Errors
-    /// A sentence that names the key.
-    pub fn check(&self) -> Result<(), String> {
+    /// With file, line and key.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let source = Source::read(path)?;
+        let config: Self = source.parse()?;
+        config.check().map_err(|(key, message)| source.bad(&key, message))?;
+        Ok(config)
+    }
+
+    /// What the types cannot say: the key, and what is wrong with it.
+    fn check(&self) -> Result<(), (String, String)> {
         if self.transports.is_empty() {
-            return Err("transport: name at least one [[transport]], in the order of their turns".to_owned());
+            let message = "name at least one [[transport]], in the order of their turns";
+            return Err(("transport".to_owned(), message.to_owned()));
         }
         for (at, transport) in self.transports.iter().enumerate() {
+            let bad = |key: &str, message: String| Err((format!("transport.{at}.{key}"), message));
             if transport.name.is_empty() {
-                return Err(format!("transport.{at}.name: empty"));
+                return bad("name", "it is empty".to_owned());
             }
             if self.transports[..at].iter().any(|it| it.name == transport.name) {
-                return Err(format!("transport.{at}.name: {} is there twice", transport.name));
+                return bad("name", format!("{} is there twice", transport.name));
             }
             if transport.poll_every < Duration::from_millis(10) {
-                return Err(format!("transport.{at}.poll_every: at least 10ms"));
+                return bad("poll_every", "at least 10ms".to_owned());
             }
+        }
+        if let Err(error) = self.broker.options(Audience::Spoolers, self.spooler.name()) {
+            return Err((error.key.to_owned(), error.message));
         }
         Ok(())
     }
+}
+
+/// The machine's own name; what a host without one calls itself is RFC 5321's last resort anyway.
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".to_owned())
 }

@@ -27,14 +27,20 @@ pub struct Gather<T: Send + 'static> {
 
 impl<T: Send + 'static> Clone for Gather<T> {
     fn clone(&self) -> Self {
-        Self { items: self.items.clone(), reader: self.reader.clone() }
+        Self {
+            items: self.items.clone(),
+            reader: self.reader.clone(),
+        }
     }
 }
 
 impl<T: Send + 'static> Gather<T> {
     /// For an actor that handles `Gathered<T>`.
     pub fn new(reader: Recipient<Gathered<T>>) -> Self {
-        Self { items: Arc::default(), reader }
+        Self {
+            items: Arc::default(),
+            reader,
+        }
     }
 
     /// Adds one. What bounds the number is whatever bounds the requests: leases, credit, claims.

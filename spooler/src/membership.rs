@@ -13,7 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::{Actor, AsyncContext, Context, Handler, Message, Recipient, ResponseFuture, WrapFuture};
+use actix::{
+    Actor, AsyncContext, Context, Handler, Message, Recipient, ResponseFuture, WrapFuture,
+};
 use pombo_proto::{ids::Incarnation, time::UnixMillis};
 use tracing::{error, info, warn};
 
@@ -122,7 +124,9 @@ impl Handler<Enter> for Membership {
     fn handle(&mut self, Enter(incarnation): Enter, ctx: &mut Self::Context) -> Self::Result {
         let (store, name, me) = (self.store.clone(), self.name.clone(), ctx.address());
         Box::pin(async move {
-            let entered = store.call(move |store| store.renew(incarnation, &name, true)).await;
+            let entered = store
+                .call(move |store| store.renew(incarnation, &name, true))
+                .await;
             match entered {
                 Ok(_) => me.send(Entered(incarnation)).await.is_ok(),
                 Err(error) => {
@@ -160,7 +164,10 @@ impl Handler<Leave> for Membership {
         Box::pin(async move {
             let now = UnixMillis::now();
             // If this fails, the others end it once it has been silent for long enough.
-            if let Err(error) = store.call(move |s| s.end_member(now, incarnation, None)).await {
+            if let Err(error) = store
+                .call(move |s| s.end_member(now, incarnation, None))
+                .await
+            {
                 warn!(%error, %incarnation, "cannot leave the store");
             }
         })
@@ -184,11 +191,17 @@ impl Handler<Tick> for Membership {
         let work = async move {
             let seen = store
                 .call(move |store| {
-                    let held = current.map(|it| store.renew(it, &name, false)).transpose()?;
+                    let held = current
+                        .map(|it| store.renew(it, &name, false))
+                        .transpose()?;
                     Ok((held, store.members()?))
                 })
                 .await;
-            me.do_send(Renewed { current, asked, seen: seen.map_err(|error| error.to_string()) });
+            me.do_send(Renewed {
+                current,
+                asked,
+                seen: seen.map_err(|error| error.to_string()),
+            });
         };
         ctx.spawn(work.into_actor(self));
     }
@@ -223,12 +236,16 @@ impl Handler<Renewed> for Membership {
             }
         }
         let now = Instant::now();
-        self.others.retain(|who, _| members.iter().any(|member| member.incarnation == *who));
+        self.others
+            .retain(|who, _| members.iter().any(|member| member.incarnation == *who));
         for member in members {
             if Some(member.incarnation) == self.current {
                 continue;
             }
-            let seen = self.others.entry(member.incarnation).or_insert((member.counter, now));
+            let seen = self
+                .others
+                .entry(member.incarnation)
+                .or_insert((member.counter, now));
             if seen.0 != member.counter {
                 *seen = (member.counter, now);
             } else if now - seen.1 > SILENCE_MAX {
@@ -245,7 +262,10 @@ impl Membership {
         let work = async move {
             let (who, counter) = (member.incarnation, member.counter);
             let now = UnixMillis::now();
-            match store.call(move |s| s.end_member(now, who, Some(counter))).await {
+            match store
+                .call(move |s| s.end_member(now, who, Some(counter)))
+                .await
+            {
                 Ok(true) => {
                     info!(spooler = member.name, incarnation = %who, "ended a silent spooler, its claims are due");
                     taken_over.do_send(TakenOver);

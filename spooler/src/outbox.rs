@@ -5,9 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use actix::{
-    Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture, WrapFuture,
-};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture, WrapFuture};
 use pombo_proto::{
     control::QueueState, frame, ids::Incarnation, tenure::Tenure, time::UnixMillis, verbs::Tenancy,
 };
@@ -167,7 +165,9 @@ struct Round {
 
 impl Round {
     async fn claim(self) -> bool {
-        let Ok(appetite) = self.dispatcher.send(Appetite).await else { return false };
+        let Ok(appetite) = self.dispatcher.send(Appetite).await else {
+            return false;
+        };
         let limit = appetite.limit.min(CLAIM_ROWS);
         if limit == 0 {
             return false;
@@ -219,9 +219,12 @@ impl Round {
                 since: Instant::now(),
             }),
             Err(error) => {
-                error!(message = %row.id, %error, "a row of the outbox cannot be read: dead");
+                error!(id = %row.id, %error, "a row of the outbox cannot be read: dead");
                 Err(Box::new(Write::Record {
-                    tenancy: Tenancy { id: row.id, fence: row.fence },
+                    tenancy: Tenancy {
+                        id: row.id,
+                        fence: row.fence,
+                    },
                     holder: self.holder,
                     row: RowData {
                         state: QueueState::Dead,
@@ -256,9 +259,8 @@ impl Handler<MakeDue> for Outbox {
             let change = crate::store::Change::Retry;
             match store.call(move |store| store.change(now, id, change)).await {
                 Ok(_) => me.do_send(Kick),
-                Err(error) => warn!(%error, message = %id, "cannot make due"),
+                Err(error) => warn!(%error, id = %id, "cannot make due"),
             }
         })
     }
 }
-

@@ -60,7 +60,11 @@ pub struct Reception {
 impl Reception {
     /// Nobody has mail yet.
     pub fn new(options: TurnOptions) -> Self {
-        Self { turns: Turns::new(options), sessions: HashMap::new(), stopped: false }
+        Self {
+            turns: Turns::new(options),
+            sessions: HashMap::new(),
+            stopped: false,
+        }
     }
 
     fn give(&mut self) {

@@ -10,9 +10,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use actix::{
-    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture,
-};
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture};
 use bytes::Bytes;
 use pombo_proto::{
     blob::Blobs,
@@ -56,6 +54,8 @@ pub struct Conclude {
     pub job: Job,
     /// What happened.
     pub happened: Happened,
+    /// The attempt's result was not learned: Adopt before the next one.
+    pub doubt: bool,
     /// The sessions that keep an attempt of it: told Settled after the commit.
     pub sessions: Vec<SessionKey>,
     /// The session whose credit it used.
@@ -100,7 +100,11 @@ struct Pending {
 }
 
 enum Then {
-    Recorded { recorded: Recorded, blob: Option<MessageId>, kick: bool },
+    Recorded {
+        recorded: Recorded,
+        blob: Option<MessageId>,
+        kick: bool,
+    },
     Moved(LeaseTag),
 }
 
@@ -160,10 +164,16 @@ impl Recorder {
     }
 
     fn conclude(&mut self, conclude: Conclude, ctx: &mut Context<Self>) {
-        let Conclude { mut job, happened, sessions, spent, took } = conclude;
+        let Conclude {
+            mut job,
+            happened,
+            doubt,
+            sessions,
+            spent,
+            took,
+        } = conclude;
         let now = UnixMillis::now();
         let about = About::of(&happened);
-        let doubt = matches!(happened, Happened::SessionLost { .. });
         let envelope = job.message.envelope.clone();
         let case = Case {
             envelope: &envelope,
@@ -175,7 +185,13 @@ impl Recorder {
         let progress = std::mem::take(&mut job.progress);
         let verdict = verdict::decide(&case, progress, happened);
         about.log(&envelope, &verdict.progress, now, took);
-        let decided = Decided { job, verdict, doubt, sessions, spent };
+        let decided = Decided {
+            job,
+            verdict,
+            doubt,
+            sessions,
+            spent,
+        };
         let head = match envelope.body {
             Body::Blob { .. } if !decided.verdict.reports.is_empty() => envelope.id,
             _ => {
@@ -188,7 +204,7 @@ impl Recorder {
         let read = async move { blobs.get_head(head, REPORT_HEAD_BYTES).await };
         let recorded = read.into_actor(self).map(move |head, this, _| {
             let head = head.unwrap_or_else(|error| {
-                warn!(%error, message = %decided.job.id(), "a report goes without its original");
+                warn!(%error, id = %decided.job.id(), "a report goes without its original");
                 Bytes::new()
             });
             this.record(decided, &head);
@@ -197,7 +213,13 @@ impl Recorder {
     }
 
     fn record(&mut self, decided: Decided, head: &[u8]) {
-        let Decided { job, verdict, doubt, sessions, spent } = decided;
+        let Decided {
+            job,
+            verdict,
+            doubt,
+            sessions,
+            spent,
+        } = decided;
         let now = UnixMillis::now();
         let envelope = &job.message.envelope;
         let tenancy = job.tenure.tenancy();
@@ -208,9 +230,14 @@ impl Recorder {
             .map(|spec| {
                 let id = spec.id(tenancy.id, tenancy.fence);
                 let retry_until = self.config.schedule.expires_at(envelope);
-                let reporter = Reporter { host: &host, now, id, retry_until };
+                let reporter = Reporter {
+                    host: &host,
+                    now,
+                    id,
+                    retry_until,
+                };
                 let report = report::build(&reporter, envelope, head, spec, &verdict.progress);
-                info!(message = %tenancy.id, report = %id, kind = ?spec.kind, "report");
+                info!(id = %tenancy.id, report = %id, kind = ?spec.kind, "report");
                 (id, fresh_row(&report, now, "a report, not yet tried"))
             })
             .collect();
@@ -219,21 +246,43 @@ impl Recorder {
         let kick = !reports.is_empty()
             || matches!(&verdict.disposition, Disposition::Waiting(waiting) if waiting.due <= now);
         let row = row(&job.message, &verdict, doubt);
-        let write = Write::Record { tenancy, holder: job.tenure.holder(), row, reports };
+        let write = Write::Record {
+            tenancy,
+            holder: job.tenure.holder(),
+            row,
+            reports,
+        };
         let lease = match job.tenure.origin() {
             Origin::Lease(tag) => Some(tag),
             Origin::Claim => None,
         };
-        let recorded = Recorded { tenancy, written: Written::Won, lease, sessions, spent };
+        let recorded = Recorded {
+            tenancy,
+            written: Written::Won,
+            lease,
+            sessions,
+            spent,
+        };
         let blob = (finished && large).then_some(tenancy.id);
-        self.commit(Pending { write, then: Then::Recorded { recorded, blob, kick } });
+        self.commit(Pending {
+            write,
+            then: Then::Recorded {
+                recorded,
+                blob,
+                kick,
+            },
+        });
     }
 
     fn commit(&mut self, pending: Pending) {
-        let Some(committed) = self.committed.clone() else { return };
+        let Some(committed) = self.committed.clone() else {
+            return;
+        };
         self.under_way += 1;
         let write = pending.write.clone();
-        self.store.commit(write, move |result| committed.push(Committed { pending, result }));
+        self.store.commit(write, move |result| {
+            committed.push(Committed { pending, result })
+        });
     }
 
     fn committed(&mut self, done: Committed, ctx: &mut Context<Self>) {
@@ -251,7 +300,11 @@ impl Recorder {
                 wired.moved.push(Moved(tag));
                 wired.outbox.do_send(Kick);
             }
-            Then::Recorded { recorded, blob, kick } => {
+            Then::Recorded {
+                recorded,
+                blob,
+                kick,
+            } => {
                 if kick {
                     wired.outbox.do_send(Kick);
                 }
@@ -259,15 +312,18 @@ impl Recorder {
                     let blobs = self.blobs.clone();
                     actix::spawn(async move {
                         if let Err(error) = blobs.delete(id).await {
-                            warn!(%error, message = %id, "a body stays in the blob store");
+                            warn!(%error, id = %id, "a body stays in the blob store");
                         }
                     });
                 }
                 if written == Written::Lost {
                     let Tenancy { id, fence } = recorded.tenancy;
-                    info!(message = %id, fence = fence.0, "lost: somebody else decides");
+                    info!(id = %id, fence = fence.0, "lost: somebody else decides");
                 }
-                wired.recorded.push(Recorded { written, ..recorded });
+                wired.recorded.push(Recorded {
+                    written,
+                    ..recorded
+                });
             }
         }
     }
@@ -337,7 +393,10 @@ fn row(message: &Mail, verdict: &Verdict, doubt: bool) -> RowData {
     };
     match &verdict.disposition {
         // What is finished needs its body no more.
-        Disposition::Finished => RowData { message: frame::encoded_head(message), ..base },
+        Disposition::Finished => RowData {
+            message: frame::encoded_head(message),
+            ..base
+        },
         Disposition::Waiting(waiting) => RowData {
             state: QueueState::Waiting,
             due: Some(waiting.due),
@@ -346,12 +405,16 @@ fn row(message: &Mail, verdict: &Verdict, doubt: bool) -> RowData {
             destination: waiting.destination.clone(),
             ..base
         },
-        Disposition::Held { reason } => {
-            RowData { state: QueueState::Held, reason: reason.clone(), ..base }
-        }
-        Disposition::Dead { reason } => {
-            RowData { state: QueueState::Dead, reason: reason.clone(), ..base }
-        }
+        Disposition::Held { reason } => RowData {
+            state: QueueState::Held,
+            reason: reason.clone(),
+            ..base
+        },
+        Disposition::Dead { reason } => RowData {
+            state: QueueState::Dead,
+            reason: reason.clone(),
+            ..base
+        },
     }
 }
 
@@ -363,21 +426,25 @@ struct About {
 impl About {
     fn of(happened: &Happened) -> Self {
         let attempt = match happened {
-            Happened::Attempt { transport, considered, .. }
-            | Happened::SessionLost { transport, considered, .. } => {
-                Some((transport.clone(), considered.clone()))
-            }
+            Happened::Attempt {
+                transport,
+                considered,
+                ..
+            } => Some((transport.clone(), considered.clone())),
             _ => None,
         };
         Self { attempt }
     }
 
     fn log(self, envelope: &Envelope, progress: &Progress, now: UnixMillis, took: Duration) {
-        let Some((transport, considered)) = self.attempt else { return };
+        let Some((transport, considered)) = self.attempt else {
+            return;
+        };
         for index in considered {
-            let (Some(recipient), Some(known)) =
-                (envelope.recipients.get(index.get()), progress.recipients.get(index.get()))
-            else {
+            let (Some(recipient), Some(known)) = (
+                envelope.recipients.get(index.get()),
+                progress.recipients.get(index.get()),
+            ) else {
                 continue;
             };
             let (outcome, text) = match &known.state {
@@ -386,14 +453,16 @@ impl About {
                 RecipientState::Expired { diagnosis, .. } => ("expired", said(diagnosis)),
                 RecipientState::Cancelled { .. } => ("cancelled", ""),
                 RecipientState::Kept { .. } => ("kept", ""),
-                RecipientState::Pending { .. } => ("deferred", known.last.as_ref().map_or("", said)),
+                RecipientState::Pending { .. } => {
+                    ("deferred", known.last.as_ref().map_or("", said))
+                }
             };
             metrics::counter!(
                 "pombo_outcomes_total", "transport" => transport.clone(), "outcome" => outcome
             )
             .increment(1);
             info!(
-                message = %envelope.id,
+                id = %envelope.id,
                 recipient = recipient.address,
                 transport,
                 destination = crate::router::destination(recipient),
@@ -468,9 +537,18 @@ impl Handler<Move> for Recorder {
         } else {
             (now, "moved before its first attempt")
         };
-        let row = RowData { doubt, ..fresh_row(&lease.message, due, reason) };
-        let write = Write::Move { id: envelope.id, row };
-        self.commit(Pending { write, then: Then::Moved(lease.tag) });
+        let row = RowData {
+            doubt,
+            ..fresh_row(&lease.message, due, reason)
+        };
+        let write = Write::Move {
+            id: envelope.id,
+            row,
+        };
+        self.commit(Pending {
+            write,
+            then: Then::Moved(lease.tag),
+        });
     }
 }
 
@@ -488,7 +566,8 @@ impl Handler<TakesAddresses> for Recorder {
     type Result = ();
 
     fn handle(&mut self, takes: TakesAddresses, _: &mut Self::Context) {
-        self.router.set_address_types(&takes.transport, &takes.types);
+        self.router
+            .set_address_types(&takes.transport, &takes.types);
     }
 }
 
@@ -513,4 +592,3 @@ impl Handler<PendingCommits> for Recorder {
         self.under_way + self.failed.len()
     }
 }
-

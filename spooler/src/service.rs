@@ -10,7 +10,10 @@ use anyhow::{Context as _, Result};
 use pombo_proto::{
     blob::Blobs,
     link::{Audience, Link},
-    service::{http, shutdown},
+    service::{
+        http::{Health, Metrics, Server},
+        shutdown::Shutdown,
+    },
     time::UnixMillis,
 };
 use tracing::{info, warn};
@@ -26,7 +29,7 @@ use crate::{
     outbox::{ClaimAs, IsClaiming, Outbox},
     reception::{Reception, Stop},
     recorder::{self, PendingCommits, Recorder},
-    store::{Sqlite, StoreThread},
+    store::{self, Sqlite, StoreThread},
     switchboard::{LogoffAll, Parts, Switchboard, Wire},
 };
 
@@ -40,24 +43,29 @@ const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// What keeps it from starting: the store cannot be used, the blob directory cannot be written, the port is taken.
 pub async fn run(config: Config) -> Result<()> {
     let config = Arc::new(config);
-    let health = http::Health::new();
+    let health = Health::default();
     for condition in ["broker", "store"] {
-        health.set(condition, Err("not yet reached"));
+        health.set(condition, Err("not yet reached".to_owned()));
     }
-    let metrics = http::serve(&config.http, health.clone()).context("http.listen")?;
-    let sqlite = Sqlite::open(&config.store.path).context("store.path")?;
-    let store = StoreThread::start(sqlite);
-    health.set("store", Ok::<(), String>(()));
-    let blobs = Blobs::directory(&config.blobs.path).await.context("blobs.path")?;
+    let mut asked = Shutdown::listen().context("signals")?;
+    let http = Server::start(&config.http, health.clone(), Metrics::install()?)?;
+    let sqlite =
+        Sqlite::open(&config.store.path, store::Options::default()).context("store.path")?;
+    let store = StoreThread::spawn(sqlite)?;
+    health.set("store", Ok(()));
+    let blobs = Blobs::directory(&config.blobs.path)
+        .await
+        .context("blobs.path")?;
     info!(spooler = config.spooler.name(), "pombo-spooler starts");
 
-    let (parts, switchboard) = assemble(&config, store.clone(), blobs, health);
+    let (parts, switchboard) = assemble(&config, store.clone(), blobs, health)?;
     tidy(&parts);
-    shutdown().await;
+    let signal = asked.asked().await;
+    info!(signal, "asked to end");
     drain(&parts, &switchboard).await;
     parts.link.close().await;
     store.stop().await;
-    metrics.stop().await;
+    http.stop().await;
     info!("pombo-spooler has ended");
     Ok(())
 }
@@ -67,22 +75,35 @@ fn assemble(
     config: &Arc<Config>,
     store: StoreThread,
     blobs: Blobs,
-    health: http::Health,
-) -> (Parts, actix::Addr<Switchboard>) {
+    health: Health,
+) -> Result<(Parts, actix::Addr<Switchboard>)> {
     let (ordinals, alive) = (Ordinals::default(), Alive::default());
     let switchboard = Switchboard::default().start();
     let events = Gather::new(switchboard.clone().recipient());
-    let options = config.broker.options(Audience::Spoolers, &config.spooler.name());
+    let options = config.broker.options(Audience::Spoolers, config.spooler.name())?;
     let link = Link::start(options, move |event| events.push(event));
     let recorder =
         Recorder::new(config.clone(), store.clone(), blobs.clone(), health.clone()).start();
-    let dispatcher =
-        Dispatcher::new(config.clone(), link.clone(), ordinals.clone(), recorder.clone()).start();
+    let dispatcher = Dispatcher::new(
+        config.clone(),
+        link.clone(),
+        ordinals.clone(),
+        recorder.clone(),
+    )
+    .start();
     let adoption =
         Adoption::new(config, store.clone(), dispatcher.clone(), recorder.clone()).start();
-    let outbox =
-        Outbox::new(store.clone(), ordinals.clone(), dispatcher.clone(), adoption.clone()).start();
-    recorder.do_send(recorder::Wire { dispatcher: dispatcher.clone(), outbox: outbox.clone() });
+    let outbox = Outbox::new(
+        store.clone(),
+        ordinals.clone(),
+        dispatcher.clone(),
+        adoption.clone(),
+    )
+    .start();
+    recorder.do_send(recorder::Wire {
+        dispatcher: dispatcher.clone(),
+        outbox: outbox.clone(),
+    });
     let reception = Reception::new(config.spooler.turns()).start();
     let membership = Membership::new(
         store.clone(),
@@ -119,12 +140,15 @@ fn assemble(
         control,
     };
     switchboard.do_send(Wire(parts.clone()));
-    (parts, switchboard)
+    Ok((parts, switchboard))
 }
 
 /// Gauges and pruning, beside everything else.
 fn tidy(parts: &Parts) {
-    Tidy { parts: parts.clone() }.start();
+    Tidy {
+        parts: parts.clone(),
+    }
+    .start();
 }
 
 struct Tidy {
@@ -151,11 +175,13 @@ impl Actor for Tidy {
         });
         ctx.run_interval(PRUNE_EVERY, |this, _| {
             let store = this.parts.store.clone();
-            let before = UnixMillis::now().before(this.parts.config.store.history).day();
+            let before = UnixMillis::now()
+                .before(this.parts.config.store.history)
+                .day();
             actix::spawn(async move {
                 match store.call(move |store| store.prune(before)).await {
-                    Ok(0) => {}
-                    Ok(parts) => info!(parts, "history dropped"),
+                    Ok(pruned) if pruned.parts == 0 && pruned.derived == 0 => {}
+                    Ok(pruned) => info!(?pruned, "history dropped"),
                     Err(error) => warn!(%error, "cannot prune"),
                 }
             });
@@ -165,7 +191,7 @@ impl Actor for Tidy {
 
 async fn drain(parts: &Parts, switchboard: &actix::Addr<Switchboard>) {
     info!("draining: no new work");
-    parts.health.set("draining", Err("going down"));
+    parts.health.set("draining", Err("going down".to_owned()));
     parts.reception.do_send(Stop);
     parts.outbox.do_send(ClaimAs(None));
     parts.dispatcher.do_send(Drain);
@@ -182,7 +208,12 @@ async fn drain(parts: &Parts, switchboard: &actix::Addr<Switchboard>) {
             break;
         }
         if tokio::time::Instant::now() > deadline {
-            warn!(moving, commits, ?what, "drain limit: the rest is given back, in doubt");
+            warn!(
+                moving,
+                commits,
+                ?what,
+                "drain limit: the rest is given back, in doubt"
+            );
             break;
         }
         if told.elapsed() > Duration::from_secs(1) {

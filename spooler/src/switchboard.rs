@@ -6,7 +6,8 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, ResponseFuture, WrapFuture,
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, ResponseFuture,
+    WrapFuture,
 };
 use pombo_proto::{
     blob::Blobs,
@@ -191,7 +192,11 @@ impl Switchboard {
                 }
             }
             Event::Blocked(blocked) => {
-                let state = if blocked { Err("the broker holds publishes back") } else { Ok(()) };
+                let state = if blocked {
+                    Err("the broker holds publishes back".to_owned())
+                } else {
+                    Ok(())
+                };
                 parts.health.set("broker-alarm", state);
                 for open in self.sessions.values() {
                     open.addr.do_send(session::Blocked(blocked));
@@ -202,9 +207,17 @@ impl Switchboard {
     }
 
     fn enter(&mut self, incarnation: Incarnation, ctx: &mut Context<Self>) {
-        let Some(parts) = self.parts.clone() else { return };
+        let Some(parts) = self.parts.clone() else {
+            return;
+        };
         self.term = Some(incarnation);
-        let entering = async move { parts.membership.send(Enter(incarnation)).await.unwrap_or(false) };
+        let entering = async move {
+            parts
+                .membership
+                .send(Enter(incarnation))
+                .await
+                .unwrap_or(false)
+        };
         let entered = entering.into_actor(self).map(move |entered, this, ctx| {
             if this.term != Some(incarnation) {
                 return;
@@ -221,7 +234,7 @@ impl Switchboard {
             }
             let Some(parts) = &this.parts else { return };
             info!(%incarnation, "the link is up");
-            parts.health.set("broker", Ok::<(), &str>(()));
+            parts.health.set("broker", Ok(()));
             parts.dispatcher.do_send(BeginTerm(incarnation));
             parts.outbox.do_send(ClaimAs(Some(incarnation)));
             parts.control.do_send(AnswerAs(Some(incarnation)));
@@ -234,15 +247,18 @@ impl Switchboard {
         let Some(parts) = &self.parts else { return };
         let Some(term) = self.term.take() else { return };
         warn!(incarnation = %term, reason, "the link is down");
-        parts.health.set("broker", Err(reason));
+        parts.health.set("broker", Err(reason.to_owned()));
         parts.outbox.do_send(ClaimAs(None));
         parts.control.do_send(AnswerAs(None));
         for (_, open) in self.sessions.drain() {
             open.addr.do_send(session::End("the link is down"));
         }
         self.listing.clear();
-        let (dispatcher, recorder, adoption) =
-            (parts.dispatcher.clone(), parts.recorder.clone(), parts.adoption.clone());
+        let (dispatcher, recorder, adoption) = (
+            parts.dispatcher.clone(),
+            parts.recorder.clone(),
+            parts.adoption.clone(),
+        );
         let membership = parts.membership.clone();
         // What was in process is dropped before the claims are given back, so that nothing is recorded in between under
         // a fence that somebody else may have raised. (It would lose; this only spares the work.)
@@ -256,7 +272,9 @@ impl Switchboard {
     }
 
     fn greet(&self) {
-        let (Some(parts), Some(term), false) = (&self.parts, self.term, self.draining) else { return };
+        let (Some(parts), Some(term), false) = (&self.parts, self.term, self.draining) else {
+            return;
+        };
         let hello = Hello {
             role: Role::Spooler,
             instance: self.instance,
@@ -265,7 +283,10 @@ impl Switchboard {
             host: parts.config.spooler.host(),
         };
         let frame = Frame::new(Payload::Hello(hello));
-        parts.link.announce(Audience::Agents, &Packet::single(term, Incarnation::EVERYONE, frame));
+        parts.link.announce(
+            Audience::Agents,
+            &Packet::single(term, Incarnation::EVERYONE, frame),
+        );
     }
 
     fn packet(&mut self, packet: Packet, ctx: &mut Context<Self>) {
@@ -298,25 +319,42 @@ impl Switchboard {
         tail: bytes::Bytes,
     ) {
         if let Some(parts) = &self.parts {
-            parts.control.do_send(Asked { from, correlation, question, tail });
+            parts.control.do_send(Asked {
+                from,
+                correlation,
+                question,
+                tail,
+            });
         }
     }
 
     fn hello(&mut self, hello: Hello, ctx: &mut Context<Self>) {
-        let (Some(parts), Some(term)) = (&self.parts, self.term) else { return };
-        let Role::Agent { transport } = hello.role else { return };
+        let (Some(parts), Some(term)) = (&self.parts, self.term) else {
+            return;
+        };
+        let Role::Agent { transport } = hello.role else {
+            return;
+        };
         let key = hello.incarnation;
         let known = self.sessions.contains_key(&key) || self.listing.contains_key(&key);
         if known || self.draining || !parts.alive.holds() {
             return;
         }
         if parts.config.transport(&transport).is_none() {
-            debug!(transport, "an agent of a transport that is not in the transport order");
+            debug!(
+                transport,
+                "an agent of a transport that is not in the transport order"
+            );
             return;
         }
         // An agent has one inbox: its older incarnation, if we still know one, is over.
-        for open in self.sessions.values().filter(|open| open.instance == hello.instance) {
-            open.addr.do_send(session::End("the agent has a new incarnation"));
+        for open in self
+            .sessions
+            .values()
+            .filter(|open| open.instance == hello.instance)
+        {
+            open.addr
+                .do_send(session::End("the agent has a new incarnation"));
         }
         self.listing.insert(key, hello.instance);
         let listed = ListedInstance {
@@ -332,7 +370,9 @@ impl Switchboard {
                 warn!(%error, transport, "cannot list an agent in the store: no session yet");
                 return;
             }
-            let (Some(parts), true) = (&this.parts, this.term == Some(term)) else { return };
+            let (Some(parts), true) = (&this.parts, this.term == Some(term)) else {
+                return;
+            };
             let peer = session::Peer {
                 key,
                 instance: hello.instance,
@@ -343,7 +383,11 @@ impl Switchboard {
             let addr = Session::create(|session| {
                 Session::new(parts, switchboard, session.address(), term, peer)
             });
-            let open = Open { addr, instance: hello.instance, transport };
+            let open = Open {
+                addr,
+                instance: hello.instance,
+                transport,
+            };
             this.sessions.insert(key, open);
         });
         ctx.spawn(opened);
@@ -377,8 +421,11 @@ impl Handler<ListSessions> for Switchboard {
     type Result = ResponseFuture<Vec<SessionRow>>;
 
     fn handle(&mut self, _: ListSessions, _: &mut Self::Context) -> Self::Result {
-        let asked: Vec<_> =
-            self.sessions.values().map(|open| open.addr.send(session::Describe)).collect();
+        let asked: Vec<_> = self
+            .sessions
+            .values()
+            .map(|open| open.addr.send(session::Describe))
+            .collect();
         Box::pin(async move {
             let rows = futures_util::future::join_all(asked).await;
             rows.into_iter().filter_map(Result::ok).flatten().collect()
@@ -391,7 +438,12 @@ impl Handler<FlushSessions> for Switchboard {
 
     fn handle(&mut self, flush: FlushSessions, _: &mut Self::Context) -> u64 {
         let mut count = 0;
-        let wanted = |open: &&Open| flush.transport.as_ref().is_none_or(|it| *it == open.transport);
+        let wanted = |open: &&Open| {
+            flush
+                .transport
+                .as_ref()
+                .is_none_or(|it| *it == open.transport)
+        };
         for open in self.sessions.values().filter(wanted) {
             count += 1;
             open.addr.do_send(session::FlushQueues(Flush {

@@ -27,6 +27,9 @@ pub enum PeerMisbehaved {
     /// An outcome or a status of a recipient that it was not to consider.
     #[error("recipient {0:?} was not to be considered")]
     NotConsidered(RecipientIndex),
+    /// More outcomes than recipients were to be considered.
+    #[error("more outcomes than recipients")]
+    TooManyOutcomes,
     /// More statuses than any transport has a reason to send.
     #[error("too many statuses")]
     TooManyStatuses,

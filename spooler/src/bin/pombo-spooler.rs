@@ -23,13 +23,11 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = match pombo_proto::service::config::load::<Config>(&arguments.config) {
+    pombo_proto::service::install_tls();
+    let config = match Config::load(&arguments.config) {
         Ok(config) => config,
         Err(error) => return refuse(&error.to_string()),
     };
-    if let Err(error) = config.check() {
-        return refuse(&format!("{}: {error}", arguments.config.display()));
-    }
     if arguments.check {
         println!("{}: good", arguments.config.display());
         return ExitCode::SUCCESS;

@@ -13,18 +13,24 @@ pub(super) fn check(file: &Path) -> Result<bool, Error> {
     if agent {
         return check_agent(file);
     }
-    let config = pombo_proto::service::config::load::<Config>(file)
-        .map_err(|error| Error::Config(error.to_string()))?;
-    config.check().map_err(|error| Error::Config(format!("{}: {error}", file.display())))?;
+    Config::load(file).map_err(|error| Error::Config(error.to_string()))?;
     println!("{}: good", file.display());
     Ok(true)
 }
 
 /// Only the agent knows its transports' sections.
 fn check_agent(file: &Path) -> Result<bool, Error> {
-    let beside = std::env::current_exe().ok().and_then(|it| Some(it.parent()?.join("pombo-agent")));
-    let agent = beside.filter(|it| it.exists()).unwrap_or_else(|| "pombo-agent".into());
-    let status = Command::new(&agent).arg("--check").arg("--config").arg(file).status();
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|it| Some(it.parent()?.join("pombo-agent")));
+    let agent = beside
+        .filter(|it| it.exists())
+        .unwrap_or_else(|| "pombo-agent".into());
+    let status = Command::new(&agent)
+        .arg("--check")
+        .arg("--config")
+        .arg(file)
+        .status();
     match status {
         Ok(status) if status.success() => Ok(true),
         Ok(_) => Err(Error::Config(format!("{}: see above", file.display()))),

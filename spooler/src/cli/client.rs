@@ -49,7 +49,9 @@ impl Client {
     pub async fn connect(broker: &Broker, patience: Duration) -> Result<Self, Error> {
         let (sender, mut events) = mpsc::unbounded_channel();
         let name = format!("pombo {}", std::process::id());
-        let link = Link::start(broker.options(Audience::Nobody, &name), move |event| {
+        let options = broker.options(Audience::Nobody, name);
+        let options = options.map_err(|error| Error::Config(error.to_string()))?;
+        let link = Link::start(options, move |event| {
             let _ = sender.send(event);
         });
         let deadline = Instant::now() + patience;
@@ -61,7 +63,9 @@ impl Client {
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => {
                     link.close().await;
-                    return Err(Error::Unreachable(format!("the broker cannot be reached: {last}")));
+                    return Err(Error::Unreachable(format!(
+                        "the broker cannot be reached: {last}"
+                    )));
                 }
             }
         };
@@ -90,8 +94,15 @@ impl Client {
             if self.spoolers.is_empty() {
                 deadline = deadline.min(Instant::now() + OTHERS);
             }
-            if let Ok(Answer::Here { spooler, alive: known }) = answer {
-                self.spoolers.push(Spooler { incarnation: from, name: spooler });
+            if let Ok(Answer::Here {
+                spooler,
+                alive: known,
+            }) = answer
+            {
+                self.spoolers.push(Spooler {
+                    incarnation: from,
+                    name: spooler,
+                });
                 alive = alive.max(known);
             }
             if self.spoolers.len() >= alive as usize && alive > 0 {
@@ -122,7 +133,10 @@ impl Client {
         let deadline = Instant::now() + self.patience;
         match self.next_answer(correlation, deadline).await? {
             Some((_, answer)) => Ok(answer?),
-            None => Err(Error::Later(format!("{} did not answer in time", spooler.name))),
+            None => Err(Error::Later(format!(
+                "{} did not answer in time",
+                spooler.name
+            ))),
         }
     }
 
@@ -131,13 +145,22 @@ impl Client {
         let spoolers = self.spoolers.clone();
         let mut open: Vec<_> = spoolers
             .iter()
-            .map(|it| (self.ask(it, question.clone(), Bytes::new()), it.name.clone()))
+            .map(|it| {
+                (
+                    self.ask(it, question.clone(), Bytes::new()),
+                    it.name.clone(),
+                )
+            })
             .collect();
         let deadline = Instant::now() + self.patience;
         let (mut answers, mut failed) = (Vec::new(), None);
         while !open.is_empty() {
-            let Some((correlation, answer)) = self.any_answer(deadline).await? else { break };
-            let Some(at) = open.iter().position(|(asked, _)| *asked == correlation) else { continue };
+            let Some((correlation, answer)) = self.any_answer(deadline).await? else {
+                break;
+            };
+            let Some(at) = open.iter().position(|(asked, _)| *asked == correlation) else {
+                continue;
+            };
             open.swap_remove(at);
             match answer {
                 Ok(answer) => answers.push(answer),
@@ -157,7 +180,8 @@ impl Client {
     fn ask(&mut self, spooler: &Spooler, asked: Question, tail: Bytes) -> Correlation {
         let correlation = self.correlate();
         let frame = question(correlation, asked, tail);
-        self.link.send(&Packet::single(self.me, spooler.incarnation, frame));
+        self.link
+            .send(&Packet::single(self.me, spooler.incarnation, frame));
         correlation
     }
 
@@ -182,10 +206,7 @@ impl Client {
         Ok(received.map(|(_, correlation, answer)| (correlation, answer)))
     }
 
-    async fn receive(
-        &mut self,
-        deadline: Instant,
-    ) -> Result<Option<Received>, Error> {
+    async fn receive(&mut self, deadline: Instant) -> Result<Option<Received>, Error> {
         loop {
             if let Some(answer) = self.later.pop_front() {
                 return Ok(Some(answer));
@@ -219,5 +240,9 @@ impl Client {
 }
 
 fn question(correlation: Correlation, question: Question, tail: Bytes) -> Frame {
-    Frame { correlation, payload: Payload::Control(Control::Question(question)), tail }
+    Frame {
+        correlation,
+        payload: Payload::Control(Control::Question(question)),
+        tail,
+    }
 }

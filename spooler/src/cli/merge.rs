@@ -10,7 +10,14 @@ pub(super) fn trace(answers: Vec<Answer>) -> Option<Trace> {
         _ => None,
     });
     // The holder's word first, then the row with most history.
-    found.max_by_key(|it| (it.state == QueueState::Moving && it.timeline.len() > 1, it.timeline.len())).map(|it| *it)
+    found
+        .max_by_key(|it| {
+            (
+                it.state == QueueState::Moving && it.timeline.len() > 1,
+                it.timeline.len(),
+            )
+        })
+        .map(|it| *it)
 }
 
 pub(super) fn why(answers: Vec<Answer>) -> Option<Why> {
@@ -19,15 +26,24 @@ pub(super) fn why(answers: Vec<Answer>) -> Option<Why> {
         _ => None,
     });
     // Every spooler sees a claimed row; its holder says more than "claimed".
-    found.max_by_key(|it| (it.state == QueueState::Moving, it.waiting_for.starts_with("with ")))
+    found.max_by_key(|it| {
+        (
+            it.state == QueueState::Moving,
+            it.waiting_for.starts_with("with "),
+        )
+    })
 }
 
 pub(super) fn queue(answers: Vec<Answer>) -> Vec<QueueRow> {
     let mut rows: HashMap<_, QueueRow> = HashMap::new();
     for answer in answers {
-        let Answer::Queue(more) = answer else { continue };
+        let Answer::Queue(more) = answer else {
+            continue;
+        };
         for row in more {
-            let known = rows.get(&row.id).is_some_and(|known| known.state == QueueState::Moving);
+            let known = rows
+                .get(&row.id)
+                .is_some_and(|known| known.state == QueueState::Moving);
             if !known || row.state == QueueState::Moving {
                 rows.insert(row.id, row);
             }
@@ -62,11 +78,19 @@ pub(super) fn transports(answers: Vec<Answer>) -> Vec<SessionRow> {
         })
         .flatten()
         .collect();
-    rows.sort_by(|a, b| (&a.transport, &a.agent, &a.spooler).cmp(&(&b.transport, &b.agent, &b.spooler)));
+    rows.sort_by(|a, b| {
+        (&a.transport, &a.agent, &a.spooler).cmp(&(&b.transport, &b.agent, &b.spooler))
+    });
     rows
 }
 
 pub(super) fn changed(answers: Vec<Answer>) -> u64 {
-    let count = |answer: &Answer| if let Answer::Changed { count } = answer { *count } else { 0 };
+    let count = |answer: &Answer| {
+        if let Answer::Changed { count } = answer {
+            *count
+        } else {
+            0
+        }
+    };
     answers.iter().map(count).sum()
 }

@@ -162,7 +162,9 @@ impl From<Filter> for QueueFilter {
 
 impl From<Which> for Selection {
     fn from(which: Which) -> Self {
-        which.id.map_or_else(|| Self::Matching(which.filter.into()), Self::One)
+        which
+            .id
+            .map_or_else(|| Self::Matching(which.filter.into()), Self::One)
     }
 }
 
@@ -212,15 +214,18 @@ impl From<ControlError> for Error {
 
 /// Runs `pombo`. Called as `sendmail`, it is `pombo submit`.
 pub fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse_from(as_submit_if_sendmail(std::env::args_os().collect())) {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            let code = if error.use_stderr() { 64 } else { 0 };
-            let _ = error.print();
-            return ExitCode::from(code);
-        }
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let arguments =
+        match Arguments::try_parse_from(as_submit_if_sendmail(std::env::args_os().collect())) {
+            Ok(arguments) => arguments,
+            Err(error) => {
+                let code = if error.use_stderr() { 64 } else { 0 };
+                let _ = error.print();
+                return ExitCode::from(code);
+            }
+        };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let done = runtime
         .map_err(|error| Error::Later(error.to_string()))
         .and_then(|runtime| runtime.block_on(run(arguments)));
@@ -253,12 +258,13 @@ fn broker(arguments: &Arguments) -> Result<Broker, Error> {
     let mut broker = match &arguments.config {
         Some(path) => {
             let file = pombo_proto::service::config::load::<File>(path);
-            file.map_err(|error| Error::Config(error.to_string()))?.broker
+            file.map_err(|error| Error::Config(error.to_string()))?
+                .broker
         }
         None => Broker::default(),
     };
     if let Some(address) = &arguments.broker {
-        broker.addresses = vec![address.clone().into()];
+        broker.addresses = vec![address.clone()];
     }
     if let Some(prefix) = &arguments.prefix {
         broker.prefix.clone_from(prefix);
@@ -285,14 +291,14 @@ async fn command(client: &mut Client, command: Command, json: bool) -> Result<bo
             let found = merge::trace(answers);
             match found {
                 Some(trace) => show::trace(&trace, json),
-                None => show::unknown(client, id, json).await?,
+                None => show::unknown(client, id, json).await,
             }
         }
         Command::Why { id } => {
             let answers = client.ask_all(&Question::Why(id)).await?;
             match merge::why(answers) {
                 Some(why) => show::why(&why, json),
-                None => show::unknown(client, id, json).await?,
+                None => show::unknown(client, id, json).await,
             }
         }
         Command::Queue(filter) => {
@@ -300,7 +306,9 @@ async fn command(client: &mut Client, command: Command, json: bool) -> Result<bo
             show::queue(&merge::queue(answers), json)
         }
         Command::Cancel { id } => cancel(client, id, json).await,
-        Command::Retry(which) => changed(client, Question::Retry(which.into()), "due now", json).await,
+        Command::Retry(which) => {
+            changed(client, Question::Retry(which.into()), "due now", json).await
+        }
         Command::Hold(which) => changed(client, Question::Hold(which.into()), "held", json).await,
         Command::Release(which) => {
             changed(client, Question::Release(which.into()), "released", json).await
@@ -309,10 +317,18 @@ async fn command(client: &mut Client, command: Command, json: bool) -> Result<bo
             let answers = client.ask_all(&Question::Transports).await?;
             show::transports(&merge::transports(answers), json)
         }
-        Command::Flush { transport, upload, download } => {
+        Command::Flush {
+            transport,
+            upload,
+            download,
+        } => {
             let both = !upload && !download;
             let (upload, download) = (upload || both, download || both);
-            let question = Question::Flush { transport, upload, download };
+            let question = Question::Flush {
+                transport,
+                upload,
+                download,
+            };
             let answers = client.ask_all(&question).await?;
             show::changed(merge::changed(answers), "sessions asked to flush", json)
         }
@@ -321,7 +337,13 @@ async fn command(client: &mut Client, command: Command, json: bool) -> Result<bo
             show::queue(&merge::queue(answers), json)
         }
         Command::Dead(Dead::Requeue(which)) => {
-            changed(client, Question::DeadRequeue(which.into()), "made due", json).await
+            changed(
+                client,
+                Question::DeadRequeue(which.into()),
+                "made due",
+                json,
+            )
+            .await
         }
         Command::Dead(Dead::Drop(which)) => {
             changed(client, Question::DeadDrop(which.into()), "given up", json).await
@@ -331,7 +353,12 @@ async fn command(client: &mut Client, command: Command, json: bool) -> Result<bo
 }
 
 /// The store is one: asking one spooler changes it for all.
-async fn changed(client: &mut Client, question: Question, what: &str, json: bool) -> Result<bool, Error> {
+async fn changed(
+    client: &mut Client,
+    question: Question,
+    what: &str,
+    json: bool,
+) -> Result<bool, Error> {
     match client.ask_one(question, bytes::Bytes::new()).await? {
         Answer::Changed { count } => show::changed(count, &format!("messages {what}"), json),
         other => Err(unexpected(&other)),
@@ -342,7 +369,10 @@ async fn cancel(client: &mut Client, id: MessageId, json: bool) -> Result<bool, 
     let answers = client.ask_all(&Question::Cancel(id)).await?;
     let answer = merge::cancel(answers);
     show::cancelled(&answer, json);
-    Ok(matches!(answer, CancelAnswer::InTime | CancelAnswer::Partly { .. }))
+    Ok(matches!(
+        answer,
+        CancelAnswer::InTime | CancelAnswer::Partly { .. }
+    ))
 }
 
 fn unexpected(answer: &Answer) -> Error {

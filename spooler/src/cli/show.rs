@@ -46,7 +46,9 @@ fn as_json(value: &impl Serialize, json: bool) -> bool {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+        .load_style(UTF8_BORDERS_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(header.iter().copied());
     table
 }
@@ -67,13 +69,30 @@ pub(super) fn trace(trace: &Trace, json: bool) -> Result<bool, Error> {
     }
     println!("message    {}", trace.id);
     println!("from       <{}>, by {}", trace.sender, trace.source);
-    println!("accepted   {}, {} bytes, {}", trace.submitted_at, trace.size, trace.priority.name());
-    let reason = if trace.reason.is_empty() { String::new() } else { format!(": {}", trace.reason) };
+    println!(
+        "accepted   {}, {} bytes, {}",
+        trace.submitted_at,
+        trace.size,
+        trace.priority.name()
+    );
+    let reason = if trace.reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", trace.reason)
+    };
     println!("state      {}{reason}", state_name(trace.state));
     if let Some(due) = trace.due {
         println!("due        {due}");
     }
-    let mut rows = table(&["recipient", "state", "transport", "tries", "when", "remote", "said"]);
+    let mut rows = table(&[
+        "recipient",
+        "state",
+        "transport",
+        "tries",
+        "when",
+        "remote",
+        "said",
+    ]);
     for it in &trace.recipients {
         let doubt = if it.in_doubt { " (in doubt)" } else { "" };
         rows.add_row([
@@ -101,7 +120,11 @@ pub(super) fn why(why: &Why, json: bool) -> Result<bool, Error> {
     println!("held by      {}", why.holder.as_deref().unwrap_or("nobody"));
     println!("waits for    {}", why.waiting_for);
     println!("since        {}", why.since);
-    println!("until        {}", why.until.map_or_else(|| "something happens".to_owned(), |it| it.to_string()));
+    println!(
+        "until        {}",
+        why.until
+            .map_or_else(|| "something happens".to_owned(), |it| it.to_string())
+    );
     Ok(true)
 }
 
@@ -131,10 +154,16 @@ pub(super) async fn unknown(client: &mut Client, id: MessageId, json: bool) -> R
                 Some(_) => "not yet confirmed",
                 None => "nobody holds it",
             };
-            format!("issued by {door_name} at {} as number {}: {confirmed}", issue.at, issue.sequence)
+            format!(
+                "issued by {door_name} at {} as number {}: {confirmed}",
+                issue.at, issue.sequence
+            )
         }
     };
-    if !as_json(&serde_json::json!({ "id": id.to_string(), "unknown": text }), json) {
+    if !as_json(
+        &serde_json::json!({ "id": id.to_string(), "unknown": text }),
+        json,
+    ) {
         println!("{text}");
     }
     Ok(false)
@@ -144,11 +173,16 @@ pub(super) fn queue(rows: &[QueueRow], json: bool) -> Result<bool, Error> {
     if as_json(&rows, json) {
         return Ok(true);
     }
-    let mut shown =
-        table(&["message", "state", "accepted", "from", "to", "size", "tries", "due", "why"]);
+    let mut shown = table(&[
+        "message", "state", "accepted", "from", "to", "size", "tries", "due", "why",
+    ]);
     for row in rows {
         let more = (row.pending as usize).saturating_sub(row.recipients.len());
-        let more = if more > 0 { format!(" +{more}") } else { String::new() };
+        let more = if more > 0 {
+            format!(" +{more}")
+        } else {
+            String::new()
+        };
         shown.add_row([
             row.id.to_string(),
             state_name(row.state).to_owned(),
@@ -174,12 +208,30 @@ pub(super) fn transports(rows: &[SessionRow], json: bool) -> Result<bool, Error>
         return Ok(!rows.is_empty());
     }
     let mut shown = table(&[
-        "transport", "agent", "spooler", "age", "state", "in", "out", "credit", "outstanding",
-        "per message", "last error",
+        "transport",
+        "agent",
+        "spooler",
+        "age",
+        "state",
+        "in",
+        "out",
+        "credit",
+        "outstanding",
+        "per message",
+        "last error",
     ]);
     let flow = |it: &pombo_proto::verbs::FlowState| {
-        let words = [(it.enabled, "enabled"), (it.active, "active"), (it.flush, "flush")];
-        words.iter().filter(|(on, _)| *on).map(|(_, word)| *word).collect::<Vec<_>>().join(" ")
+        let words = [
+            (it.enabled, "enabled"),
+            (it.active, "active"),
+            (it.flush, "flush"),
+        ];
+        words
+            .iter()
+            .filter(|(on, _)| *on)
+            .map(|(_, word)| *word)
+            .collect::<Vec<_>>()
+            .join(" ")
     };
     for row in rows {
         let error = row.status.last_error.as_ref();
@@ -187,14 +239,20 @@ pub(super) fn transports(rows: &[SessionRow], json: bool) -> Result<bool, Error>
             row.transport.clone(),
             row.agent.clone(),
             row.spooler.clone(),
-            humantime::format_duration(std::time::Duration::from_secs(row.age.as_secs())).to_string(),
+            humantime::format_duration(std::time::Duration::from_secs(row.age.as_secs()))
+                .to_string(),
             format!("{:?}", row.status.state).to_lowercase(),
             flow(&row.status.inbound),
             flow(&row.status.outbound),
             row.credit.to_string(),
             row.outstanding.to_string(),
-            format!("{:.1?} out, {:.1?} in", row.status.outbound_time, row.status.inbound_time),
-            error.map(|(at, text)| format!("{at} {text}")).unwrap_or_default(),
+            format!(
+                "{:.1?} out, {:.1?} in",
+                row.status.outbound_time, row.status.inbound_time
+            ),
+            error
+                .map(|(at, text)| format!("{at} {text}"))
+                .unwrap_or_default(),
         ]);
     }
     if rows.is_empty() {
@@ -223,6 +281,8 @@ pub(super) fn cancelled(answer: &CancelAnswer, json: bool) {
         }
         CancelAnswer::TooLate => println!("too late: everything was decided before"),
         CancelAnswer::Asked => println!("asked; its holder has not answered yet (see `pombo why`)"),
-        CancelAnswer::Unknown => println!("no such message here; if it still lies in the broker, it will be cancelled when it is leased"),
+        CancelAnswer::Unknown => println!(
+            "no such message here; if it still lies in the broker, it will be cancelled when it is leased"
+        ),
     }
 }

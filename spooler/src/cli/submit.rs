@@ -132,7 +132,10 @@ pub(super) async fn submit(
         key: arguments.key,
         client: user(),
     };
-    match client.ask_one(Question::Submit { upload, submission }, Bytes::new()).await? {
+    match client
+        .ask_one(Question::Submit { upload, submission }, Bytes::new())
+        .await?
+    {
         Answer::Accepted { id } => show::accepted(id, json),
         other => return Err(super::unexpected(&other)),
     }
@@ -140,8 +143,13 @@ pub(super) async fn submit(
 }
 
 fn user() -> String {
-    let name = nix::unistd::User::from_uid(nix::unistd::Uid::current()).ok().flatten();
-    name.map_or_else(|| format!("uid {}", nix::unistd::Uid::current()), |user| user.name)
+    let name = nix::unistd::User::from_uid(nix::unistd::Uid::current())
+        .ok()
+        .flatten();
+    name.map_or_else(
+        || format!("uid {}", nix::unistd::Uid::current()),
+        |user| user.name,
+    )
 }
 
 fn read(file: Option<&PathBuf>) -> Result<Vec<u8>, Error> {
@@ -149,19 +157,30 @@ fn read(file: Option<&PathBuf>) -> Result<Vec<u8>, Error> {
     let result = match file {
         Some(path) => std::fs::File::open(path)
             .and_then(|file| file.take(INPUT_BYTES_MAX + 1).read_to_end(&mut raw)),
-        None => std::io::stdin().take(INPUT_BYTES_MAX + 1).read_to_end(&mut raw),
+        None => std::io::stdin()
+            .take(INPUT_BYTES_MAX + 1)
+            .read_to_end(&mut raw),
     };
-    let name = file.map_or_else(|| "standard input".to_owned(), |path| path.display().to_string());
+    let name = file.map_or_else(
+        || "standard input".to_owned(),
+        |path| path.display().to_string(),
+    );
     result.map_err(|error| Error::Usage(format!("{name}: {error}")))?;
     if raw.len() as u64 > INPUT_BYTES_MAX {
-        return Err(Error::Refused(format!("5.3.4 {name} is larger than {INPUT_BYTES_MAX} bytes")));
+        return Err(Error::Refused(format!(
+            "5.3.4 {name} is larger than {INPUT_BYTES_MAX} bytes"
+        )));
     }
     Ok(raw)
 }
 
 async fn send_parts(client: &mut Client, upload: Uuid, body: &Bytes) -> Result<(), Error> {
     let long = body.len() > 4 * PART_BYTES && std::io::stderr().is_terminal();
-    let bar = if long { ProgressBar::new(body.len() as u64) } else { ProgressBar::hidden() };
+    let bar = if long {
+        ProgressBar::new(body.len() as u64)
+    } else {
+        ProgressBar::hidden()
+    };
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta}") {
         bar.set_style(style);
     }
@@ -169,7 +188,10 @@ async fn send_parts(client: &mut Client, upload: Uuid, body: &Bytes) -> Result<(
     let mut offset = 0;
     loop {
         let part = body.slice(offset..body.len().min(offset + PART_BYTES));
-        let asked = Question::Upload { upload, offset: offset as u64 };
+        let asked = Question::Upload {
+            upload,
+            offset: offset as u64,
+        };
         offset += part.len();
         client.ask_one(asked, part).await?;
         bar.set_position(offset as u64);
@@ -200,12 +222,22 @@ fn with_crlf(raw: &[u8], ignore_dots: bool) -> Vec<u8> {
 }
 
 fn header_recipients(body: &[u8]) -> Vec<String> {
-    let Some(message) = MessageParser::new().parse_headers(body) else { return Vec::new() };
-    [message.to(), message.cc(), message.bcc()].into_iter().flatten().flat_map(addresses).collect()
+    let Some(message) = MessageParser::new().parse_headers(body) else {
+        return Vec::new();
+    };
+    [message.to(), message.cc(), message.bcc()]
+        .into_iter()
+        .flatten()
+        .flat_map(addresses)
+        .collect()
 }
 
 fn addresses(address: &Address<'_>) -> Vec<String> {
-    address.iter().filter_map(|it| it.address()).map(str::to_owned).collect()
+    address
+        .iter()
+        .filter_map(|it| it.address())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn header_sender(body: &[u8]) -> Option<String> {
@@ -220,9 +252,13 @@ fn without_bcc(body: &[u8]) -> Vec<u8> {
     for line in body.split_inclusive(|byte| *byte == b'\n') {
         if in_header {
             in_header = line != b"\r\n";
-            let continued = line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t'));
+            let continued = line
+                .first()
+                .is_some_and(|byte| matches!(byte, b' ' | b'\t'));
             if !continued {
-                dropping = line.get(..4).is_some_and(|name| name.eq_ignore_ascii_case(b"bcc:"));
+                dropping = line
+                    .get(..4)
+                    .is_some_and(|name| name.eq_ignore_ascii_case(b"bcc:"));
             }
             if dropping && in_header {
                 continue;

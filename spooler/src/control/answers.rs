@@ -29,7 +29,11 @@ pub(super) fn cancelled(row: &Row, before: bool) -> Option<CancelAnswer> {
     }
     let progress = frame::decode_all::<Progress>(&row.data.progress).ok()?;
     let count = |wanted: fn(&RecipientState) -> bool| {
-        let all = progress.recipients.iter().filter(|it| wanted(&it.state)).count();
+        let all = progress
+            .recipients
+            .iter()
+            .filter(|it| wanted(&it.state))
+            .count();
         u32::try_from(all).unwrap_or(u32::MAX)
     };
     let cancelled = count(|state| matches!(state, RecipientState::Cancelled { .. }));
@@ -55,7 +59,7 @@ pub(super) fn trace(row: Option<Row>, moving: Option<MovingView>) -> Option<Trac
         return Some(trace);
     }
     let row = row?;
-    let envelope = frame::decode_head(row.data.message.clone()).ok()?;
+    let envelope = frame::decode_head(&row.data.message).ok()?;
     let progress = frame::decode_all::<Progress>(&row.data.progress).unwrap_or_default();
     let mut trace = from_parts(&Arc::new(envelope), &progress);
     trace.state = row.data.state;
@@ -71,14 +75,21 @@ fn from_parts(envelope: &Arc<Envelope>, progress: &Progress) -> Trace {
         id: envelope.id,
         sender: envelope.sender.clone(),
         submitted_at: envelope.submitted_at,
-        source: format!("{} {}", source.door, source.client).trim().to_owned(),
+        source: format!("{} {}", source.door, source.client)
+            .trim()
+            .to_owned(),
         size: envelope.body.size(),
         priority: envelope.priority,
         state: QueueState::Moving,
         reason: String::new(),
         due: None,
         fence: Fence(0),
-        recipients: envelope.recipients.iter().zip(&progress.recipients).map(recipient).collect(),
+        recipients: envelope
+            .recipients
+            .iter()
+            .zip(&progress.recipients)
+            .map(recipient)
+            .collect(),
         timeline: progress.timeline.clone(),
     }
 }
@@ -94,12 +105,18 @@ fn recipient((recipient, progress): (&Recipient, &RecipientProgress)) -> Recipie
             Some(delivery.remote.clone()),
             delivery.reply.clone(),
         ),
-        RecipientState::Failed { at, diagnosis } => {
-            ("failed", Some(*at), diagnosis.remote.clone(), words(diagnosis))
-        }
-        RecipientState::Expired { at, diagnosis } => {
-            ("expired", Some(*at), diagnosis.remote.clone(), words(diagnosis))
-        }
+        RecipientState::Failed { at, diagnosis } => (
+            "failed",
+            Some(*at),
+            diagnosis.remote.clone(),
+            words(diagnosis),
+        ),
+        RecipientState::Expired { at, diagnosis } => (
+            "expired",
+            Some(*at),
+            diagnosis.remote.clone(),
+            words(diagnosis),
+        ),
         RecipientState::Cancelled { at } => ("cancelled", Some(*at), None, String::new()),
     };
     RecipientTrace {
@@ -136,7 +153,10 @@ pub(super) fn why(
     }
     let row = row?;
     let holder = row.holder.map(|holder| {
-        names.get(&holder).cloned().unwrap_or_else(|| format!("a spooler that is gone ({holder})"))
+        names
+            .get(&holder)
+            .cloned()
+            .unwrap_or_else(|| format!("a spooler that is gone ({holder})"))
     });
     Some(Why {
         state: row.data.state,
@@ -149,7 +169,7 @@ pub(super) fn why(
 
 /// One row of the queue.
 pub(super) fn queue_row(row: &Row) -> QueueRow {
-    let envelope = frame::decode_head(row.data.message.clone()).ok();
+    let envelope = frame::decode_head(&row.data.message).ok();
     let progress = frame::decode_all::<Progress>(&row.data.progress).unwrap_or_default();
     let mut shown = match &envelope {
         Some(envelope) => from_envelope(envelope, &progress),
@@ -190,13 +210,21 @@ pub(crate) fn from_envelope(envelope: &Envelope, progress: &Progress) -> QueueRo
         state: QueueState::Moving,
         submitted_at: envelope.submitted_at,
         sender: envelope.sender.clone(),
-        recipients: undecided().take(RECIPIENTS_SHOWN).map(|(it, _)| it.address.clone()).collect(),
+        recipients: undecided()
+            .take(RECIPIENTS_SHOWN)
+            .map(|(it, _)| it.address.clone())
+            .collect(),
         pending: u32::try_from(undecided().count()).unwrap_or(u32::MAX),
         size: envelope.body.size(),
         transport: None,
         destination: None,
         reason: String::new(),
         due: None::<UnixMillis>,
-        tries: progress.recipients.iter().map(|it| it.tries).max().unwrap_or(0),
+        tries: progress
+            .recipients
+            .iter()
+            .map(|it| it.tries)
+            .max()
+            .unwrap_or(0),
     }
 }

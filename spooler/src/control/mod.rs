@@ -5,13 +5,13 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use actix::{
-    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture,
-};
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture};
 use bytes::Bytes;
 use pombo_proto::{
     blob::Blobs,
-    control::{Answer, CancelAnswer, Control as Said, ControlError, Question, QueueFilter, Selection},
+    control::{
+        Answer, CancelAnswer, Control as Said, ControlError, Question, QueueFilter, Selection,
+    },
     frame::{Frame, Packet, Payload},
     ids::{Correlation, DoorSequence, Incarnation, MessageId},
     link::Link,
@@ -31,6 +31,7 @@ mod answers;
 mod submit;
 mod uploads;
 
+pub(crate) use answers::from_envelope;
 use uploads::Uploads;
 
 /// A cancel waits so long for the holder's commit before it answers "asked".
@@ -90,16 +91,31 @@ impl Control {
         switchboard: Addr<Switchboard>,
     ) -> Self {
         Self {
-            desk: Desk { config, store, blobs, link, dispatcher, outbox, switchboard },
+            desk: Desk {
+                config,
+                store,
+                blobs,
+                link,
+                dispatcher,
+                outbox,
+                switchboard,
+            },
             uploads: Uploads::default(),
             door: DoorSequence::default(),
             incarnation: None,
         }
     }
 
-    fn upload(&mut self, upload: uuid::Uuid, offset: u64, part: &Bytes) -> Result<Answer, ControlError> {
-        let limit = self.desk.config.spooler.body_bytes_max.0;
-        let size = self.uploads.add(upload, offset, part, limit, UnixMillis::now())?;
+    fn upload(
+        &mut self,
+        upload: uuid::Uuid,
+        offset: u64,
+        part: &Bytes,
+    ) -> Result<Answer, ControlError> {
+        let limit = self.desk.config.spooler.body_bytes_max;
+        let size = self
+            .uploads
+            .add(upload, offset, part, limit, UnixMillis::now())?;
         Ok(Answer::Uploaded { size })
     }
 }
@@ -109,7 +125,9 @@ impl Actor for Control {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(1024);
-        ctx.run_interval(Duration::from_secs(10), |this, _| this.uploads.forget(UnixMillis::now()));
+        ctx.run_interval(Duration::from_secs(10), |this, _| {
+            this.uploads.forget(UnixMillis::now())
+        });
     }
 }
 
@@ -125,7 +143,9 @@ impl Handler<Asked> for Control {
     type Result = ();
 
     fn handle(&mut self, asked: Asked, ctx: &mut Self::Context) {
-        let Some(incarnation) = self.incarnation else { return };
+        let Some(incarnation) = self.incarnation else {
+            return;
+        };
         let (desk, from, correlation) = (self.desk.clone(), asked.from, asked.correlation);
         debug!(%from, "question");
         let reply = move |desk: &Desk, answer| {
@@ -147,7 +167,10 @@ impl Handler<Asked> for Control {
                     |key| MessageId::derived("submit", key.as_bytes()),
                 );
                 let Some(body) = self.uploads.take(upload) else {
-                    reply(&desk, Err(ControlError::Bad("there is no such upload".to_owned())));
+                    reply(
+                        &desk,
+                        Err(ControlError::Bad("there is no such upload".to_owned())),
+                    );
                     return;
                 };
                 let work = async move {
@@ -197,8 +220,16 @@ impl Desk {
                 let sessions = self.switchboard.send(ListSessions).await.map_err(gone)?;
                 Ok(Answer::Transports(sessions))
             }
-            Question::Flush { transport, upload, download } => {
-                let flush = FlushSessions { transport, upload, download };
+            Question::Flush {
+                transport,
+                upload,
+                download,
+            } => {
+                let flush = FlushSessions {
+                    transport,
+                    upload,
+                    download,
+                };
                 let count = self.switchboard.send(flush).await.map_err(gone)?;
                 Ok(Answer::Changed { count })
             }
@@ -210,9 +241,14 @@ impl Desk {
 
     async fn ask_store<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&mut dyn crate::store::Store) -> Result<T, crate::store::Error> + Send + 'static,
+        ask: impl FnOnce(&mut dyn crate::store::Store) -> Result<T, crate::store::Error>
+        + Send
+        + 'static,
     ) -> Result<T, ControlError> {
-        self.store.call(ask).await.map_err(|error| ControlError::Later(error.to_string()))
+        self.store
+            .call(ask)
+            .await
+            .map_err(|error| ControlError::Later(error.to_string()))
     }
 
     /// The states that a change applies to, so that a filter without a state means the right ones.
@@ -220,9 +256,10 @@ impl Desk {
         use pombo_proto::control::QueueState::{Dead, Held, Waiting};
         let now = UnixMillis::now();
         let count = match what {
-            Selection::One(id) => {
-                u64::from(self.ask_store(move |store| store.change(now, id, change)).await?)
-            }
+            Selection::One(id) => u64::from(
+                self.ask_store(move |store| store.change(now, id, change))
+                    .await?,
+            ),
             Selection::Matching(mut filter) => {
                 filter.state = Some(match change {
                     Change::Retry | Change::Hold | Change::Cancel => Waiting,
@@ -249,13 +286,18 @@ impl Desk {
     async fn cancel(&self, id: MessageId) -> Result<Answer, ControlError> {
         let now = UnixMillis::now();
         let before = self.ask_store(move |store| store.get(id)).await?;
-        if let Some(answer) = before.as_ref().and_then(|row| answers::cancelled(row, true)) {
+        if let Some(answer) = before
+            .as_ref()
+            .and_then(|row| answers::cancelled(row, true))
+        {
             return Ok(Answer::Cancelled(answer));
         }
         // Every spooler gets this question: each remembers the mark for what it may yet lease, the holder acts on it, and the
         // store keeps it for whoever claims next.
         let moving = self.dispatcher.send(CancelMoving(id)).await.map_err(gone)?;
-        let marked = self.ask_store(move |store| store.change(now, id, Change::Cancel)).await?;
+        let marked = self
+            .ask_store(move |store| store.change(now, id, Change::Cancel))
+            .await?;
         if !moving && !marked && before.is_none() {
             return Ok(Answer::Cancelled(CancelAnswer::Unknown));
         }
@@ -282,9 +324,14 @@ impl Desk {
     async fn why(&self, id: MessageId) -> Result<Answer, ControlError> {
         let row = self.ask_store(move |store| store.get(id)).await?;
         let moving = self.dispatcher.send(WhereIs(id)).await.map_err(gone)?;
-        let members = self.ask_store(|store| store.members()).await.unwrap_or_default();
-        let names: HashMap<_, _> =
-            members.into_iter().map(|member| (member.incarnation, member.name)).collect();
+        let members = self
+            .ask_store(|store| store.members())
+            .await
+            .unwrap_or_default();
+        let names: HashMap<_, _> = members
+            .into_iter()
+            .map(|member| (member.incarnation, member.name))
+            .collect();
         Ok(Answer::Why(answers::why(row, moving, &names)))
     }
 
@@ -293,7 +340,11 @@ impl Desk {
         let rows = self.ask_store(move |store| store.list(&asked)).await?;
         let mut rows: Vec<_> = rows.iter().map(answers::queue_row).collect();
         // Claimed rows are in both; what the holder says of them is more.
-        let moving = self.dispatcher.send(ListMoving(filter)).await.map_err(gone)?;
+        let moving = self
+            .dispatcher
+            .send(ListMoving(filter))
+            .await
+            .map_err(gone)?;
         let held: std::collections::HashSet<_> = moving.iter().map(|row| row.id).collect();
         rows.retain(|row| !held.contains(&row.id));
         rows.extend(moving);

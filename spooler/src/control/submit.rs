@@ -34,11 +34,16 @@ pub(super) async fn submit(
     } else {
         mailbox(&submission.sender)?
     };
-    let client: String = submission.client.chars().filter(|c| !c.is_control()).take(200).collect();
+    let client: String = submission
+        .client
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(200)
+        .collect();
     let body = with_received(&desk.config.spooler.host(), &client, id, now, &body);
     let eight_bit = body.iter().any(|byte| *byte >= 0x80);
     let size = body.len() as u64;
-    let inline = body.len() <= desk.config.blobs.inline_max();
+    let inline = body.len() <= desk.config.blobs.inline_max;
     let utf8 = |text: &str| !text.is_ascii();
     let envelope = Envelope {
         id,
@@ -55,8 +60,16 @@ pub(super) async fn submit(
         expires_at: submission.expires,
         report_return: submission.report_return,
         envelope_id: None,
-        source: Source { door: "submit".to_owned(), client, about: None },
-        body: if inline { Body::Inline { size } } else { Body::Blob { size } },
+        source: Source {
+            door: "submit".to_owned(),
+            client,
+            about: None,
+        },
+        body: if inline {
+            Body::Inline { size }
+        } else {
+            Body::Blob { size }
+        },
         properties: Vec::new(),
     };
     if !inline {
@@ -85,7 +98,9 @@ async fn publish(
             Ok(()) => return Ok(()),
             // Once the first copy may be there, only a confirm ends the uncertainty.
             Err(PublishError::NotConnected | PublishError::Refused(_)) if !marked => {
-                return Err(ControlError::Later("the broker takes nothing now".to_owned()));
+                return Err(ControlError::Later(
+                    "the broker takes nothing now".to_owned(),
+                ));
             }
             Err(error) => error,
         };
@@ -102,7 +117,10 @@ async fn publish(
 fn recipients(submission: &Submission) -> Result<Vec<Recipient>, ControlError> {
     let count = submission.recipients.len();
     if count == 0 {
-        return Err(refused(EnhancedStatus::new(5, 5, 4), "there are no recipients"));
+        return Err(refused(
+            EnhancedStatus::new(5, 5, 4),
+            "there are no recipients",
+        ));
     }
     if count > RECIPIENTS_MAX {
         let text = format!("{count} recipients, {RECIPIENTS_MAX} are allowed");
@@ -110,14 +128,19 @@ fn recipients(submission: &Submission) -> Result<Vec<Recipient>, ControlError> {
     }
     let typed = |text: &String| {
         let recipient = match text.split_once(':') {
-            Some((kind, address)) if is_type(kind) && !kind.eq_ignore_ascii_case(SMTP) => Recipient {
-                address_type: kind.to_ascii_uppercase(),
-                ..Recipient::smtp(bounded(address)?)
-            },
+            Some((kind, address)) if is_type(kind) && !kind.eq_ignore_ascii_case(SMTP) => {
+                Recipient {
+                    address_type: kind.to_ascii_uppercase(),
+                    ..Recipient::smtp(bounded(address)?)
+                }
+            }
             Some((kind, address)) if is_type(kind) => Recipient::smtp(mailbox(address)?),
             _ => Recipient::smtp(mailbox(text)?),
         };
-        Ok(Recipient { notify: submission.notify, ..recipient })
+        Ok(Recipient {
+            notify: submission.notify,
+            ..recipient
+        })
     };
     submission.recipients.iter().map(typed).collect()
 }
@@ -141,7 +164,12 @@ fn bounded(address: &str) -> Result<String, ControlError> {
 fn mailbox(text: &str) -> Result<String, ControlError> {
     let text = text.trim().trim_start_matches('<').trim_end_matches('>');
     let address = bounded(text)?;
-    let bad = || refused(EnhancedStatus::new(5, 1, 3), &format!("not a mailbox: {text}"));
+    let bad = || {
+        refused(
+            EnhancedStatus::new(5, 1, 3),
+            &format!("not a mailbox: {text}"),
+        )
+    };
     let (local, domain) = address.rsplit_once('@').ok_or_else(bad)?;
     let quoted = local.starts_with('"') && local.ends_with('"') && local.len() > 2;
     let odd = |c: char| c.is_whitespace() || matches!(c, '<' | '>' | '(' | ')' | ',' | ';' | '"');
@@ -157,13 +185,20 @@ fn mailbox(text: &str) -> Result<String, ControlError> {
 }
 
 fn refused(status: EnhancedStatus, text: &str) -> ControlError {
-    ControlError::Refused(Box::new(Diagnosis::new(status, NdrReason::TransferImpossible, text)))
+    ControlError::Refused(Box::new(Diagnosis::new(
+        status,
+        NdrReason::TransferImpossible,
+        text,
+    )))
 }
 
 /// RFC 5321 4.4: whoever takes responsibility says so in front.
 fn with_received(host: &str, client: &str, id: MessageId, now: UnixMillis, body: &[u8]) -> Bytes {
     let date = mail_parser::DateTime::from_timestamp((now.0 / 1000) as i64).to_rfc822();
-    let safe: String = client.chars().filter(|c| c.is_ascii_graphic() && !"()\\".contains(*c)).collect();
+    let safe: String = client
+        .chars()
+        .filter(|c| c.is_ascii_graphic() && !"()\\".contains(*c))
+        .collect();
     let field = format!("Received: by {host} (submitted by {safe})\r\n\tid {id}; {date}\r\n");
     let mut out = BytesMut::with_capacity(field.len() + body.len());
     out.extend_from_slice(field.as_bytes());
@@ -180,8 +215,21 @@ mod tests {
         assert_eq!(mailbox(" <Ann@EXAMPLE.org> ").unwrap(), "Ann@example.org");
         assert_eq!(mailbox("\"a b\"@x.org").unwrap(), "\"a b\"@x.org");
         assert_eq!(mailbox("a@[127.0.0.1]").unwrap(), "a@[127.0.0.1]");
-        let hostile = ["", "a", "@x", "a@", "a b@x.org", "a@x..org", "a@x\r\nRCPT TO:<b@y>", "a@x>,<b@y"];
-        for text in hostile.iter().map(ToString::to_string).chain([format!("{}@x.org", "a".repeat(300))]) {
+        let hostile = [
+            "",
+            "a",
+            "@x",
+            "a@",
+            "a b@x.org",
+            "a@x..org",
+            "a@x\r\nRCPT TO:<b@y>",
+            "a@x>,<b@y",
+        ];
+        for text in hostile
+            .iter()
+            .map(ToString::to_string)
+            .chain([format!("{}@x.org", "a".repeat(300))])
+        {
             assert!(mailbox(&text).is_err(), "{text}");
         }
     }
@@ -189,12 +237,21 @@ mod tests {
     #[test]
     fn other_address_types_pass_through() {
         let submission = Submission {
-            recipients: vec!["fax:+1 555".to_owned(), "smtp:a@X.org".to_owned(), "b@y.org".to_owned()],
+            recipients: vec![
+                "fax:+1 555".to_owned(),
+                "smtp:a@X.org".to_owned(),
+                "b@y.org".to_owned(),
+            ],
             ..Submission::default()
         };
         let recipients = recipients(&submission).unwrap();
-        let all: Vec<_> =
-            recipients.iter().map(|it| (it.address_type.as_str(), it.address.as_str())).collect();
-        assert_eq!(all, [("FAX", "+1 555"), ("SMTP", "a@x.org"), ("SMTP", "b@y.org")]);
+        let all: Vec<_> = recipients
+            .iter()
+            .map(|it| (it.address_type.as_str(), it.address.as_str()))
+            .collect();
+        assert_eq!(
+            all,
+            [("FAX", "+1 555"), ("SMTP", "a@x.org"), ("SMTP", "b@y.org")]
+        );
     }
 }

@@ -38,9 +38,14 @@ impl Uploads {
         limit: u64,
         now: UnixMillis,
     ) -> Result<u64, ControlError> {
-        let have = self.parts.get(&upload).map_or(0, |upload| upload.body.len());
+        let have = self
+            .parts
+            .get(&upload)
+            .map_or(0, |upload| upload.body.len());
         if offset != have as u64 {
-            return Err(ControlError::Bad(format!("the part does not begin at {have}")));
+            return Err(ControlError::Bad(format!(
+                "the part does not begin at {have}"
+            )));
         }
         let size = have as u64 + part.len() as u64;
         if size > limit {
@@ -54,10 +59,10 @@ impl Uploads {
             return Err(ControlError::Later("too many uploads at a time".to_owned()));
         }
         self.bytes += part.len();
-        let entry = self
-            .parts
-            .entry(upload)
-            .or_insert_with(|| Upload { body: BytesMut::new(), touched: now });
+        let entry = self.parts.entry(upload).or_insert_with(|| Upload {
+            body: BytesMut::new(),
+            touched: now,
+        });
         entry.body.extend_from_slice(part);
         entry.touched = now;
         Ok(size)
@@ -72,7 +77,8 @@ impl Uploads {
 
     /// Forgets what its sender has forgotten.
     pub fn forget(&mut self, now: UnixMillis) {
-        self.parts.retain(|_, upload| now.since(upload.touched) < IDLE_MAX);
+        self.parts
+            .retain(|_, upload| now.since(upload.touched) < IDLE_MAX);
         self.bytes = self.parts.values().map(|upload| upload.body.len()).sum();
     }
 }
@@ -86,9 +92,15 @@ mod tests {
         let (mut uploads, id, now) = (Uploads::default(), Uuid::new_v4(), UnixMillis(0));
         let part = Bytes::from_static(b"12345");
         assert_eq!(uploads.add(id, 0, &part, 12, now), Ok(5));
-        assert!(matches!(uploads.add(id, 4, &part, 12, now), Err(ControlError::Bad(_))));
+        assert!(matches!(
+            uploads.add(id, 4, &part, 12, now),
+            Err(ControlError::Bad(_))
+        ));
         assert_eq!(uploads.add(id, 5, &part, 12, now), Ok(10));
-        assert!(matches!(uploads.add(id, 10, &part, 12, now), Err(ControlError::Refused(_))));
+        assert!(matches!(
+            uploads.add(id, 10, &part, 12, now),
+            Err(ControlError::Refused(_))
+        ));
         assert_eq!(uploads.take(id), None);
         assert_eq!(uploads.bytes, 0);
     }
@@ -96,7 +108,9 @@ mod tests {
     #[test]
     fn an_abandoned_upload_is_forgotten() {
         let (mut uploads, id) = (Uploads::default(), Uuid::new_v4());
-        uploads.add(id, 0, &Bytes::from_static(b"x"), 12, UnixMillis(0)).unwrap();
+        uploads
+            .add(id, 0, &Bytes::from_static(b"x"), 12, UnixMillis(0))
+            .unwrap();
         uploads.forget(UnixMillis(61_000));
         assert_eq!((uploads.take(id), uploads.bytes), (None, 0));
     }

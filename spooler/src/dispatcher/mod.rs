@@ -33,13 +33,13 @@ use crate::{
     destination::{Destinations, MayStart, Reach},
     gather::Gathered,
     job::{Job, Ordinals, SessionKey},
-    pick::Pick,
+    pick::{Credit, Pick, Shares},
     progress::Progress,
     recorder::{Conclude, Move, Moved, Recorded, Recorder},
     router::{self, Router},
     session::{self, Session},
     store::Written,
-    verdict::{self, Case, Happened, Next, SubmitPlan},
+    verdict::{self, Case, Happened, Next, Plan},
 };
 
 mod moving;
@@ -62,8 +62,8 @@ const APPETITE_MIN: usize = 16;
 /// How often rows of transports that are away are claimed all the same, to see whether they have expired.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
-/// Turns per class, most urgent first: bulk gets one in thirteen even when the others never end.
-const CLASS_WEIGHTS: [u32; 3] = [8, 4, 1];
+/// The pick's own reserve is over all credit; ours is per transport ([`sessions`]).
+const PLENTY: Credit = Credit { free: 1, total: 1 };
 /// What a transport said of a message that nobody claimed meanwhile is forgotten after this; its deadline then decides.
 const SAID_FOR: Duration = Duration::from_secs(300);
 
@@ -216,7 +216,12 @@ pub struct Dispatcher {
 
 impl Dispatcher {
     /// Does nothing before the first term.
-    pub fn new(config: Arc<Config>, link: Link, ordinals: Ordinals, recorder: Addr<Recorder>) -> Self {
+    pub fn new(
+        config: Arc<Config>,
+        link: Link,
+        ordinals: Ordinals,
+        recorder: Addr<Recorder>,
+    ) -> Self {
         Self {
             router: Router::new(&config.transport_order()),
             destinations: Destinations::new(config.destinations.clone()),
@@ -228,7 +233,10 @@ impl Dispatcher {
             term: None,
             sessions: Sessions::default(),
             ready: Ready::default(),
-            pick: Pick::new(CLASS_WEIGHTS, 0),
+            pick: Pick::new(Shares {
+                urgent_credit: 0,
+                ..Shares::default()
+            }),
             slow: HashMap::new(),
             sent_deferred: HashMap::new(),
             leasing: false,
@@ -240,15 +248,21 @@ impl Dispatcher {
 
     /// Leases while somebody could take something and the store can record it; otherwise the backlog belongs in the broker.
     fn adjust_leasing(&mut self) {
-        let wanted =
-            self.term.is_some() && !self.sessions.is_empty() && !self.store_trouble && !self.draining;
+        let wanted = self.term.is_some()
+            && !self.sessions.is_empty()
+            && !self.store_trouble
+            && !self.draining;
         if wanted == self.leasing {
             return;
         }
         self.leasing = wanted;
         debug!(leasing = wanted, "leasing");
         for class in SpoolClass::ALL {
-            let prefetch = if wanted { self.config.spooler.prefetch.of(class) } else { 0 };
+            let prefetch = if wanted {
+                self.config.spooler.prefetch.of(class)
+            } else {
+                0
+            };
             self.link.lease(class, prefetch);
         }
     }
@@ -257,8 +271,10 @@ impl Dispatcher {
         let id = job.id();
         job.cancelled |= self.moving.is_cancelled(id);
         if let Some((said, _)) = self.sent_deferred.remove(&id) {
-            let happened =
-                Happened::SentDeferred { transport: said.transport, statuses: said.statuses };
+            let happened = Happened::SentDeferred {
+                transport: said.transport,
+                statuses: said.statuses,
+            };
             return self.conclude(job, happened);
         }
         let envelope = job.message.envelope.clone();
@@ -276,7 +292,7 @@ impl Dispatcher {
     }
 
     /// Into its lane, unless everything it is for is given a rest.
-    fn enqueue(&mut self, job: Job, plan: SubmitPlan, now: UnixMillis) {
+    fn enqueue(&mut self, job: Job, plan: Plan, now: UnixMillis) {
         let transport: Arc<str> = plan.transport.as_str().into();
         let (mut considered, mut resting) = (Vec::new(), Vec::new());
         let mut lane = None;
@@ -293,24 +309,57 @@ impl Dispatcher {
         }
         let Some(destination) = lane else {
             let reason = format!("{transport} gives its destination a rest");
-            return self.conclude(job, Happened::Parked { reason, recipients: resting });
+            return self.conclude(
+                job,
+                Happened::Parked {
+                    reason,
+                    recipients: resting,
+                },
+            );
         };
-        let key = LaneKey { transport, destination };
-        self.moving.stage(job.id(), Stage::Ready { transport: key.transport.clone() });
+        let key = LaneKey {
+            transport,
+            destination,
+        };
+        self.moving.stage(
+            job.id(),
+            Stage::Ready {
+                transport: key.transport.clone(),
+            },
+        );
         let (queued, begin_deferred) = (Instant::now(), plan.begin_deferred);
-        self.ready.push(key, ReadyJob { job, considered, begin_deferred, queued });
+        self.ready.push(
+            key,
+            ReadyJob {
+                job,
+                considered,
+                begin_deferred,
+                queued,
+            },
+        );
     }
 
     /// Not now: back into (or for the first time into) the outbox.
     fn park(&mut self, ready: ReadyJob, reason: String, until: UnixMillis) {
-        let recipients = ready.considered.into_iter().map(|index| (index, until)).collect();
+        let recipients = ready
+            .considered
+            .into_iter()
+            .map(|index| (index, until))
+            .collect();
         self.conclude(ready.job, Happened::Parked { reason, recipients });
     }
 
     fn conclude(&mut self, job: Job, happened: Happened) {
         self.moving.stage(job.id(), Stage::Recording);
         let (sessions, took) = (Vec::new(), Duration::ZERO);
-        self.recorder.do_send(Conclude { job, happened, sessions, spent: None, took });
+        self.recorder.do_send(Conclude {
+            job,
+            happened,
+            doubt: false,
+            sessions,
+            spent: None,
+            took,
+        });
     }
 
     /// Starts everything that can go now.
@@ -320,12 +369,20 @@ impl Dispatcher {
         let mut parked = Vec::new();
         loop {
             let ready = Priority::ALL.map(|class| self.ready.has(class));
-            let Some(class) = self.pick.next(ready, 1, 1) else { break };
-            let Some(key) = self.ready.next_lane(class) else { continue };
+            // Credit is looked at per transport, below.
+            let Some(class) = self.pick.next(ready, PLENTY) else {
+                break;
+            };
+            let Some(key) = self.ready.next_lane(class) else {
+                continue;
+            };
             if !self.sessions.has_credit(&key.transport, class) {
                 continue;
             }
-            match self.destinations.may_start(now, &key.transport, &key.destination) {
+            match self
+                .destinations
+                .may_start(now, &key.transport, &key.destination)
+            {
                 MayStart::Yes => {}
                 MayStart::Full => continue,
                 MayStart::ClosedUntil(until) => {
@@ -335,7 +392,9 @@ impl Dispatcher {
                     continue;
                 }
             }
-            let Some(ready) = self.ready.pop(&key, class) else { continue };
+            let Some(ready) = self.ready.pop(&key, class) else {
+                continue;
+            };
             self.ready.wake_lane(&key);
             match self.sessions.choose(&key.transport, &ready.job.tenure) {
                 Some(session) => {
@@ -364,7 +423,12 @@ impl Dispatcher {
         session: SessionKey,
         now: UnixMillis,
     ) -> session::Submission {
-        let ReadyJob { job, mut considered, begin_deferred, .. } = ready;
+        let ReadyJob {
+            job,
+            mut considered,
+            begin_deferred,
+            ..
+        } = ready;
         let mut destinations: Vec<Arc<str>> = vec![key.destination.clone()];
         if considered.len() > 1 {
             // Another destination that is full or closed keeps only its own recipients waiting.
@@ -374,22 +438,39 @@ impl Dispatcher {
                 if destinations.iter().any(|it| **it == *destination) {
                     return true;
                 }
-                let open = self.destinations.may_start(now, &key.transport, destination);
+                let open = self
+                    .destinations
+                    .may_start(now, &key.transport, destination);
                 if open == MayStart::Yes {
                     destinations.push(destination.into());
                 }
                 open == MayStart::Yes
             });
         }
-        for destination in &destinations {
-            self.destinations.handle_started(now, &key.transport, destination);
-        }
+        let tickets = destinations
+            .iter()
+            .map(|it| {
+                (
+                    it.clone(),
+                    self.destinations.handle_started(now, &key.transport, it),
+                )
+            })
+            .collect();
         self.sessions.spend(session);
         let agent = self.sessions.agent(session);
         let transport = key.transport.clone();
-        let stage = Stage::Submitted { transport, agent, session, destinations };
+        let stage = Stage::Submitted {
+            transport,
+            agent,
+            session,
+            tickets,
+        };
         self.moving.stage(job.id(), stage);
-        session::Submission { job, considered, begin_deferred }
+        session::Submission {
+            job,
+            considered,
+            begin_deferred,
+        }
     }
 
     /// Parks what stands in others' way: behind a full window or without credit, while somebody else could go.
@@ -406,14 +487,28 @@ impl Dispatcher {
             if !credit && !self.sessions.any_credit() {
                 continue;
             }
-            let patience = if self.slow.contains_key(&key) { Duration::ZERO } else { PATIENCE };
-            let Some(until) = now.checked_sub(patience) else { continue };
+            let patience = if self.slow.contains_key(&key) {
+                Duration::ZERO
+            } else {
+                PATIENCE
+            };
+            let Some(until) = now.checked_sub(patience) else {
+                continue;
+            };
             let taken = self.ready.take_older(&key, until);
             if !taken.is_empty() {
                 self.slow.insert(key.clone(), now);
             }
-            let what = if credit { "is busy" } else { "has no agent with credit" };
-            parked.extend(taken.into_iter().map(|it| (it, format!("{} {what}", shown(&key)))));
+            let what = if credit {
+                "is busy"
+            } else {
+                "has no agent with credit"
+            };
+            parked.extend(
+                taken
+                    .into_iter()
+                    .map(|it| (it, format!("{} {what}", shown(&key)))),
+            );
         }
         let now = UnixMillis::now();
         for (ready, reason) in parked {
@@ -440,7 +535,8 @@ impl Actor for Dispatcher {
             this.pump();
             this.park_the_slow();
             this.moving.forget_marks();
-            this.sent_deferred.retain(|_, (_, at)| at.elapsed() < SAID_FOR);
+            this.sent_deferred
+                .retain(|_, (_, at)| at.elapsed() < SAID_FOR);
         });
     }
 }
@@ -450,7 +546,6 @@ impl Handler<BeginTerm> for Dispatcher {
 
     fn handle(&mut self, BeginTerm(incarnation): BeginTerm, _: &mut Self::Context) {
         self.term = Some(incarnation);
-        self.leasing = false;
         self.adjust_leasing();
     }
 }
@@ -460,13 +555,16 @@ impl Handler<EndTerm> for Dispatcher {
 
     fn handle(&mut self, _: EndTerm, _: &mut Self::Context) {
         self.term = None;
-        self.leasing = false;
         self.sessions.clear();
+        self.adjust_leasing();
         let dropped = self.ready.drain().len();
         self.destinations = Destinations::new(self.config.destinations.clone());
         self.moving.clear();
         if dropped > 0 {
-            info!(dropped, "leases and claims of the ended incarnation will come again");
+            info!(
+                dropped,
+                "leases and claims of the ended incarnation will come again"
+            );
         }
     }
 }
@@ -488,10 +586,17 @@ impl Handler<Leases> for Dispatcher {
                     let origin = format!("{} {}", envelope.source.door, envelope.source.client);
                     progress.note(envelope.submitted_at, "accepted", origin.trim());
                     progress.note(now, "leased", self.config.spooler.name());
-                    self.moving.begin(id, tenure.fence(), &lease.message.envelope, now);
+                    self.moving
+                        .begin(id, tenure.fence(), &lease.message.envelope, now);
                     let (message, since) = (lease.message, Instant::now());
-                    let job =
-                        Job { tenure, message, progress, cancelled: false, doubt: false, since };
+                    let job = Job {
+                        tenure,
+                        message,
+                        progress,
+                        cancelled: false,
+                        doubt: false,
+                        since,
+                    };
                     self.intake(job, now);
                 }
                 None => self.recorder.do_send(Move(lease)),
@@ -510,7 +615,8 @@ impl Handler<Jobs> for Dispatcher {
             if self.term != Some(job.tenure.holder()) {
                 continue;
             }
-            self.moving.begin(job.id(), job.tenure.fence(), &job.message.envelope, now);
+            self.moving
+                .begin(job.id(), job.tenure.fence(), &job.message.envelope, now);
             self.intake(job, now);
         }
         self.pump();
@@ -537,8 +643,12 @@ impl Handler<Appetite> for Dispatcher {
         }
         let now = UnixMillis::now();
         let closed = self.destinations.closed(now);
-        excluded.extend(closed.into_iter().map(|(transport, it, _)| (transport, Some(it))));
-        Hunger { limit: limit.max(APPETITE_MIN), excluded }
+        excluded
+            .extend(closed.map(|(transport, it, _)| (transport.to_owned(), Some(it.to_owned()))));
+        Hunger {
+            limit: limit.max(APPETITE_MIN),
+            excluded,
+        }
     }
 }
 
@@ -548,6 +658,7 @@ impl Handler<SessionOpened> for Dispatcher {
     fn handle(&mut self, opened: SessionOpened, _: &mut Self::Context) {
         let transport = opened.transport.clone();
         self.sessions.open(opened);
+        self.router.set_available(&transport, true);
         self.adjust_leasing();
         self.ready.wake_transport(&transport);
         self.pump();
@@ -558,7 +669,10 @@ impl Handler<SessionClosed> for Dispatcher {
     type Result = ();
 
     fn handle(&mut self, SessionClosed(key): SessionClosed, _: &mut Self::Context) {
-        self.sessions.close(key);
+        if let Some(transport) = self.sessions.close(key) {
+            let available = self.sessions.is_available(&transport);
+            self.router.set_available(&transport, available);
+        }
         self.adjust_leasing();
     }
 }
@@ -567,7 +681,8 @@ impl Handler<TakesAddresses> for Dispatcher {
     type Result = ();
 
     fn handle(&mut self, takes: TakesAddresses, _: &mut Self::Context) {
-        self.router.set_address_types(&takes.transport, &takes.types);
+        self.router
+            .set_address_types(&takes.transport, &takes.types);
     }
 }
 
@@ -587,12 +702,17 @@ impl Handler<AttemptOver> for Dispatcher {
 
     fn handle(&mut self, over: AttemptOver, _: &mut Self::Context) {
         let now = UnixMillis::now();
-        let Some((transport, destinations)) = self.moving.submitted(over.id) else { return };
-        for destination in destinations {
+        let Some((transport, tickets)) = self.moving.take_tickets(over.id) else {
+            return;
+        };
+        for (destination, ticket) in tickets {
             let result = over.results.iter().find(|(name, _)| *name == destination);
             let reach = result.map_or(Reach::Untold, |(_, it)| *it);
-            self.destinations.handle_result(now, &transport, &destination, reach);
-            self.ready.wake_lane(&LaneKey { transport: transport.clone(), destination });
+            self.destinations.handle_result(now, ticket, reach);
+            self.ready.wake_lane(&LaneKey {
+                transport: transport.clone(),
+                destination,
+            });
         }
         self.moving.stage(over.id, Stage::Recording);
     }
@@ -647,7 +767,8 @@ impl Handler<Gathered<Moved>> for Dispatcher {
     type Result = ();
 
     fn handle(&mut self, moved: Gathered<Moved>, _: &mut Self::Context) {
-        self.link.ack(moved.take().into_iter().map(|it| it.0).collect());
+        self.link
+            .ack(moved.take().into_iter().map(|it| it.0).collect());
     }
 }
 
@@ -665,7 +786,8 @@ impl Handler<LeaseEnded> for Dispatcher {
 
     fn handle(&mut self, LeaseEnded(class): LeaseEnded, _: &mut Self::Context) {
         if self.leasing {
-            self.link.lease(class, self.config.spooler.prefetch.of(class));
+            self.link
+                .lease(class, self.config.spooler.prefetch.of(class));
         }
     }
 }

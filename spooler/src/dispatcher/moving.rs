@@ -15,7 +15,10 @@ use pombo_proto::{
 };
 
 use super::{Dispatcher, ReadyJob};
-use crate::{control::from_envelope, job::SessionKey, progress::Progress, verdict::Happened};
+use crate::{
+    control::from_envelope, destination::Ticket, job::SessionKey, progress::Progress,
+    verdict::Happened,
+};
 
 /// A cancel that nobody here could act on is remembered for so long, in case the message is leased here next.
 const MARK_FOR: Duration = Duration::from_secs(600);
@@ -25,7 +28,7 @@ const MARKS_MAX: usize = 10_000;
 const LIST_DEFAULT: usize = 1_000;
 
 /// Where a message in process is.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum Stage {
     /// Just obtained, or between actors.
     Intake,
@@ -36,7 +39,7 @@ pub(super) enum Stage {
         transport: Arc<str>,
         agent: String,
         session: SessionKey,
-        destinations: Vec<Arc<str>>,
+        tickets: Vec<(Arc<str>, Ticket)>,
     },
     /// The verdict is on its way into the store.
     Recording,
@@ -75,11 +78,26 @@ pub struct MovingView {
 
 impl Moving {
     pub fn new(name: String) -> Self {
-        Self { name, entries: HashMap::new(), marks: HashMap::new() }
+        Self {
+            name,
+            entries: HashMap::new(),
+            marks: HashMap::new(),
+        }
     }
 
-    pub fn begin(&mut self, id: MessageId, fence: Fence, envelope: &Arc<Envelope>, now: UnixMillis) {
-        let entry = Entry { envelope: envelope.clone(), fence, stage: Stage::Intake, since: now };
+    pub fn begin(
+        &mut self,
+        id: MessageId,
+        fence: Fence,
+        envelope: &Arc<Envelope>,
+        now: UnixMillis,
+    ) {
+        let entry = Entry {
+            envelope: envelope.clone(),
+            fence,
+            stage: Stage::Intake,
+            since: now,
+        };
         self.entries.insert(id, entry);
     }
 
@@ -102,12 +120,12 @@ impl Moving {
         self.entries.len()
     }
 
-    /// The transport and the destinations that a submitted message occupies.
-    pub fn submitted(&self, id: MessageId) -> Option<(Arc<str>, Vec<Arc<str>>)> {
-        match &self.entries.get(&id)?.stage {
-            Stage::Submitted { transport, destinations, .. } => {
-                Some((transport.clone(), destinations.clone()))
-            }
+    /// What a submitted message occupies: its transport, and a ticket per destination.
+    pub fn take_tickets(&mut self, id: MessageId) -> Option<(Arc<str>, Vec<(Arc<str>, Ticket)>)> {
+        match &mut self.entries.get_mut(&id)?.stage {
+            Stage::Submitted {
+                transport, tickets, ..
+            } => Some((transport.clone(), std::mem::take(tickets))),
             _ => None,
         }
     }
@@ -123,14 +141,18 @@ impl Moving {
     /// What still moves, for the log of a drain: a few words each, not all of them.
     pub fn summary(&self) -> Vec<String> {
         let shown = self.entries.iter().take(5);
-        shown.map(|(id, entry)| format!("{id}: {}", self.words(&entry.stage))).collect()
+        shown
+            .map(|(id, entry)| format!("{id}: {}", self.words(&entry.stage)))
+            .collect()
     }
 
     fn words(&self, stage: &Stage) -> String {
         match stage {
             Stage::Intake => "taken by the spooler".to_owned(),
             Stage::Ready { transport } => format!("waits for credit or room at {transport}"),
-            Stage::Submitted { transport, agent, .. } => format!("with {transport} at {agent}"),
+            Stage::Submitted {
+                transport, agent, ..
+            } => format!("with {transport} at {agent}"),
             Stage::Recording => "being recorded".to_owned(),
         }
     }
@@ -139,7 +161,11 @@ impl Moving {
         let entry = self.entries.get(&id)?;
         let mut progress = Progress::fresh(entry.envelope.recipients.len());
         let source = &entry.envelope.source;
-        progress.note(entry.envelope.submitted_at, "accepted", format!("{} {}", source.door, source.client));
+        progress.note(
+            entry.envelope.submitted_at,
+            "accepted",
+            format!("{} {}", source.door, source.client),
+        );
         let holder = match &entry.stage {
             Stage::Submitted { agent, .. } => format!("{} and {agent}", self.name),
             _ => self.name.clone(),
@@ -155,10 +181,17 @@ impl Moving {
     }
 
     fn rows(&self, filter: &QueueFilter) -> Vec<QueueRow> {
-        if filter.state.is_some_and(|state| state != pombo_proto::control::QueueState::Moving) {
+        if filter
+            .state
+            .is_some_and(|state| state != pombo_proto::control::QueueState::Moving)
+        {
             return Vec::new();
         }
-        let limit = if filter.limit == 0 { LIST_DEFAULT } else { filter.limit as usize };
+        let limit = if filter.limit == 0 {
+            LIST_DEFAULT
+        } else {
+            filter.limit as usize
+        };
         let row = |entry: &Entry| {
             let progress = Progress::fresh(entry.envelope.recipients.len());
             let mut row = from_envelope(&entry.envelope, &progress);
@@ -174,13 +207,16 @@ impl Moving {
         let matches = |entry: &&Entry| {
             let recipients = &entry.envelope.recipients;
             asked(&filter.sender, &|it| entry.envelope.sender == it)
-                && asked(&filter.recipient, &|it| recipients.iter().any(|r| r.address == it))
-                && asked(&filter.destination, &|it| recipients.iter().any(|r| r.domain() == it))
+                && asked(&filter.recipient, &|it| {
+                    recipients.iter().any(|r| r.address == it)
+                })
+                && asked(&filter.destination, &|it| {
+                    recipients.iter().any(|r| r.domain() == it)
+                })
         };
         let rows = self.entries.values().filter(matches).map(row);
-        let of_transport = |row: &QueueRow| {
-            filter.transport.is_none() || row.transport == filter.transport
-        };
+        let of_transport =
+            |row: &QueueRow| filter.transport.is_none() || row.transport == filter.transport;
         rows.filter(of_transport).take(limit).collect()
     }
 }
@@ -228,11 +264,12 @@ impl Handler<CancelMoving> for Dispatcher {
             self.conclude(job, Happened::Nothing);
             return true;
         }
-        let Some(entry) = self.moving.entries.get(&id) else { return false };
+        let Some(entry) = self.moving.entries.get(&id) else {
+            return false;
+        };
         if let Stage::Submitted { session, .. } = entry.stage {
             self.sessions.cancel(session, id);
         }
         true
     }
 }
-

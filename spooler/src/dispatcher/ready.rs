@@ -110,7 +110,9 @@ impl Ready {
 
     /// A destination may have room again.
     pub fn wake_lane(&mut self, key: &LaneKey) {
-        let Some(lane) = self.lanes.get_mut(key) else { return };
+        let Some(lane) = self.lanes.get_mut(key) else {
+            return;
+        };
         for class in 0..3 {
             if !lane.in_rotation[class] && !lane.classes[class].is_empty() {
                 lane.in_rotation[class] = true;
@@ -147,7 +149,9 @@ impl Ready {
 
     /// Takes the jobs of a lane that were queued at or before `until`.
     pub fn take_older(&mut self, key: &LaneKey, until: Instant) -> Vec<ReadyJob> {
-        let Some(lane) = self.lanes.get_mut(key) else { return Vec::new() };
+        let Some(lane) = self.lanes.get_mut(key) else {
+            return Vec::new();
+        };
         let mut taken = Vec::new();
         for queue in &mut lane.classes {
             while queue.front().is_some_and(|ready| ready.queued <= until) {
@@ -179,6 +183,9 @@ impl Ready {
         self.count = 0;
         self.rotation = Default::default();
         let lanes = std::mem::take(&mut self.lanes);
-        lanes.into_values().flat_map(|lane| lane.classes.into_iter().flatten()).collect()
+        lanes
+            .into_values()
+            .flat_map(|lane| lane.classes.into_iter().flatten())
+            .collect()
     }
 }

@@ -32,7 +32,11 @@ struct View {
 
 impl View {
     fn free(&self) -> u32 {
-        if self.usable { self.credit.saturating_sub(self.outstanding) } else { 0 }
+        if self.usable {
+            self.credit.saturating_sub(self.outstanding)
+        } else {
+            0
+        }
     }
 }
 
@@ -56,8 +60,13 @@ impl Sessions {
         self.views.insert(opened.key, view);
     }
 
-    pub fn close(&mut self, key: SessionKey) {
-        self.views.remove(&key);
+    /// Forgets a session; names its transport.
+    pub fn close(&mut self, key: SessionKey) -> Option<String> {
+        self.views.remove(&key).map(|view| view.transport)
+    }
+
+    pub fn is_available(&self, transport: &str) -> bool {
+        self.of(transport).next().is_some()
     }
 
     pub fn clear(&mut self) {
@@ -77,7 +86,9 @@ impl Sessions {
     }
 
     fn of<'a>(&'a self, transport: &'a str) -> impl Iterator<Item = (&'a SessionKey, &'a View)> {
-        self.views.iter().filter(move |(_, view)| view.transport == transport)
+        self.views
+            .iter()
+            .filter(move |(_, view)| view.transport == transport)
     }
 
     /// Whether a message of this class may go to a transport.
@@ -87,7 +98,11 @@ impl Sessions {
             free += view.free();
             all += view.credit;
         }
-        let reserve = if class == Priority::Urgent { 0 } else { all / URGENT_SHARE };
+        let reserve = if class == Priority::Urgent {
+            0
+        } else {
+            all / URGENT_SHARE
+        };
         free > reserve
     }
 
@@ -120,7 +135,10 @@ impl Sessions {
     }
 
     pub fn agent(&self, key: SessionKey) -> String {
-        self.views.get(&key).map(|view| view.agent.clone()).unwrap_or_default()
+        self.views
+            .get(&key)
+            .map(|view| view.agent.clone())
+            .unwrap_or_default()
     }
 
     pub fn submit(&self, key: SessionKey, submissions: Vec<Submission>) {

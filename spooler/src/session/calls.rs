@@ -75,7 +75,9 @@ impl Session {
     }
 
     fn open(&mut self) {
-        let Some(accepted) = &self.accepted else { return };
+        let Some(accepted) = &self.accepted else {
+            return;
+        };
         let (credit, version) = (accepted.credit, accepted.version);
         self.life = Life::Open;
         let opened = self.parts.ordinals.next();
@@ -100,7 +102,10 @@ impl Session {
             transport,
             addr: addr.clone(),
         });
-        self.parts.reception.do_send(reception::Opened { key: self.peer.key, addr });
+        self.parts.reception.do_send(reception::Opened {
+            key: self.peer.key,
+            addr,
+        });
     }
 
     pub(super) fn status_row(&mut self, row: StatusRow) {
@@ -121,7 +126,11 @@ impl Session {
     pub(super) fn tell_status(&self) {
         let usable = !self.critical_error && self.status.outbound.enabled;
         let (key, credit) = (self.peer.key, self.status.credit);
-        self.parts.dispatcher.do_send(SessionStatus { key, credit, usable });
+        self.parts.dispatcher.do_send(SessionStatus {
+            key,
+            credit,
+            usable,
+        });
     }
 
     /// Attempts that an ended session left with the agent: what the store has recorded needs them no more.
@@ -145,9 +154,17 @@ impl Session {
         if self.critical_section || self.critical_error {
             return;
         }
-        let every = self.parts.config.transport(&self.peer.transport).map(|it| it.poll_every);
+        let every = self
+            .parts
+            .config
+            .transport(&self.peer.transport)
+            .map(|it| it.poll_every);
         let waiting = self.polled.is_some_and(|(correlation, at)| {
-            let quiet = if correlation == Correlation(0) { every } else { Some(POLL_MAX) };
+            let quiet = if correlation == Correlation(0) {
+                every
+            } else {
+                Some(POLL_MAX)
+            };
             now - at < quiet.unwrap_or(POLL_MAX)
         });
         // The row decides: the turn to poll is handed on when the session that had it ends.
@@ -168,7 +185,9 @@ impl Session {
         // Answered: the next one is due an interval after this one was asked.
         self.polled = Some((Correlation(0), at));
         if incoming > 0 {
-            self.parts.reception.do_send(reception::HasMail(self.peer.key));
+            self.parts
+                .reception
+                .do_send(reception::HasMail(self.peer.key));
         }
     }
 
@@ -176,7 +195,9 @@ impl Session {
         let transport = &self.peer.transport;
         match notification {
             SpoolerNotification::NewMail => {
-                self.parts.reception.do_send(reception::HasMail(self.peer.key));
+                self.parts
+                    .reception
+                    .do_send(reception::HasMail(self.peer.key));
             }
             SpoolerNotification::ReadyToSend => {
                 info!(transport, "the transport is ready to send again");
@@ -191,7 +212,9 @@ impl Session {
             SpoolerNotification::SentDeferred { id, statuses } => self.sent_deferred(id, statuses),
             SpoolerNotification::ConfigChange => {
                 self.ask(Verb::AddressTypes);
-                self.say(Verb::ValidateState { config_changed: true });
+                self.say(Verb::ValidateState {
+                    config_changed: true,
+                });
             }
             SpoolerNotification::CritSec => self.critical_section = true,
             SpoolerNotification::NonCrit => self.critical_section = false,
@@ -203,7 +226,11 @@ impl Session {
         let transport = self.peer.transport.clone();
         let (outbox, dispatcher) = (self.parts.outbox.clone(), self.parts.dispatcher.clone());
         actix::spawn(async move {
-            let said = SentDeferred { id, transport, statuses };
+            let said = SentDeferred {
+                id,
+                transport,
+                statuses,
+            };
             if dispatcher.send(said).await.is_ok() {
                 outbox.do_send(MakeDue(id));
             }
@@ -212,12 +239,18 @@ impl Session {
 
     pub(super) fn logged_off(&self, kept: u32) {
         if kept > 0 {
-            warn!(transport = self.peer.transport, kept, "an agent left with unsettled attempts");
+            warn!(
+                transport = self.peer.transport,
+                kept, "an agent left with unsettled attempts"
+            );
             return;
         }
         let (store, instance) = (self.parts.store.clone(), self.peer.instance);
         actix::spawn(async move {
-            if let Err(error) = store.call(move |store| store.strike_instance(instance)).await {
+            if let Err(error) = store
+                .call(move |store| store.strike_instance(instance))
+                .await
+            {
                 debug!(%error, "cannot strike off an agent");
             }
         });

@@ -30,7 +30,10 @@ impl Receiving {
         correlation: Correlation,
         reference: Reference,
     ) -> Result<(), PeerMisbehaved> {
-        let (_, ladder) = self.permits.get_mut(&correlation).ok_or(PeerMisbehaved::Unasked)?;
+        let (_, ladder) = self
+            .permits
+            .get_mut(&correlation)
+            .ok_or(PeerMisbehaved::Unasked)?;
         ladder.handle_reference(reference)
     }
 }
@@ -41,24 +44,37 @@ impl Session {
         correlation: Correlation,
         result: StartResult,
     ) -> Result<(), PeerMisbehaved> {
-        let (permit, mut ladder) =
-            self.receiving.permits.remove(&correlation).ok_or(PeerMisbehaved::Unasked)?;
+        let (permit, mut ladder) = self
+            .receiving
+            .permits
+            .remove(&correlation)
+            .ok_or(PeerMisbehaved::Unasked)?;
         ladder.handle_reply(result.clone())?;
         let transport = &self.peer.transport;
         let reply = match result {
             StartResult::Saved { id, size, more } => {
-                debug!(message = %id, transport, size, "received");
-                metrics::counter!("pombo_received_total", "transport" => transport.clone()).increment(1);
-                if more { StartReply::More { bytes: size } } else { StartReply::Last { bytes: size } }
+                debug!(id = %id, transport, size, "received");
+                metrics::counter!("pombo_received_total", "transport" => transport.clone())
+                    .increment(1);
+                if more {
+                    StartReply::More { bytes: size }
+                } else {
+                    StartReply::Last { bytes: size }
+                }
             }
             StartResult::Nothing | StartResult::Cancelled => StartReply::Nothing,
             StartResult::Failed(error) => {
-                info!(transport, error, "a reception failed; the transport still has the message");
+                info!(
+                    transport,
+                    error, "a reception failed; the transport still has the message"
+                );
                 StartReply::Nothing
             }
         };
         let key = self.peer.key;
-        self.parts.reception.do_send(reception::Started { key, permit, reply });
+        self.parts
+            .reception
+            .do_send(reception::Started { key, permit, reply });
         Ok(())
     }
 }
@@ -72,7 +88,9 @@ impl Handler<StartMessages> for Session {
         }
         for permit in permits {
             let correlation = self.ask(Verb::StartMessage);
-            self.receiving.permits.insert(correlation, (permit, Ladder::new()));
+            self.receiving
+                .permits
+                .insert(correlation, (permit, Ladder::new()));
         }
         self.flush(ctx);
     }

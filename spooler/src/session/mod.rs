@@ -13,9 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::{
-    Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, SpawnHandle,
-};
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, SpawnHandle};
 use pombo_proto::{
     control::SessionRow,
     frame::{Frame, Packet, Payload},
@@ -255,11 +253,18 @@ impl Session {
         debug!(transport = self.peer.transport, agent = %self.peer.instance, reason, "ending the session");
         self.life = Life::Over;
         let key = self.peer.key;
-        self.parts.dispatcher.do_send(dispatcher::SessionClosed(key));
-        self.parts.adoption.do_send(adoption::Closed(self.peer.instance));
+        self.parts
+            .dispatcher
+            .do_send(dispatcher::SessionClosed(key));
+        self.parts
+            .adoption
+            .do_send(adoption::Closed(self.peer.instance));
         self.parts.reception.do_send(reception::Closed(key));
         self.lose_submissions();
-        self.switchboard.do_send(SessionOver { key, reason: reason.to_owned() });
+        self.switchboard.do_send(SessionOver {
+            key,
+            reason: reason.to_owned(),
+        });
         let no_session = outbound::no_session(self.mine, key, self.out.epoch());
         self.parts.link.send(&no_session);
         ctx.stop();
@@ -267,7 +272,11 @@ impl Session {
 
     fn packet(&mut self, packet: Packet, ctx: &mut Context<Self>) -> Result<(), &'static str> {
         if let Some(epoch) = outbound::ended(&packet) {
-            return if epoch == self.out.epoch() { Err("the agent knows no such session") } else { Ok(()) };
+            return if epoch == self.out.epoch() {
+                Err("the agent knows no such session")
+            } else {
+                Ok(())
+            };
         }
         match self.out.handle_packet(&packet) {
             Heard::Stale => return Ok(()),
@@ -276,7 +285,9 @@ impl Session {
         }
         self.heard = Instant::now();
         for frame in packet.frames {
-            let Payload::Verb(verb) = frame.payload else { continue };
+            let Payload::Verb(verb) = frame.payload else {
+                continue;
+            };
             if let Err(misbehaved) = self.verb(frame.correlation, verb, ctx) {
                 warn!(
                     transport = self.peer.transport, agent = %self.peer.instance,
@@ -302,10 +313,18 @@ impl Session {
             Verb::LogonReply(reply) => self.logon_replied(reply, ctx),
             Verb::AddressTypesReply(types) => self.address_types_replied(types),
             Verb::ModifyStatusRow(row) => self.status_row(row),
-            Verb::Reference { id, fence, reference } => {
+            Verb::Reference {
+                id,
+                fence,
+                reference,
+            } => {
                 return self.reference(Tenancy { id, fence }, reference);
             }
-            Verb::StatusRecips { id, fence, recipients } => {
+            Verb::StatusRecips {
+                id,
+                fence,
+                recipients,
+            } => {
                 return self.status_recips(Tenancy { id, fence }, recipients);
             }
             Verb::SubmitReply { id, fence, result } => {
@@ -316,7 +335,11 @@ impl Session {
             }
             Verb::AdoptReply(answers) => {
                 let (instance, key) = (self.peer.instance, self.peer.key);
-                self.parts.adoption.do_send(adoption::Answers { instance, key, answers });
+                self.parts.adoption.do_send(adoption::Answers {
+                    instance,
+                    key,
+                    answers,
+                });
             }
             Verb::SpoolerNotify(notification) => self.spooler_notify(notification),
             Verb::StartReference { reference } => {
@@ -342,7 +365,14 @@ impl Session {
         let silent = self.heard.elapsed() > SILENCE_MAX && !self.blocked;
         let stuck = self.life != Life::Open && self.since.elapsed() > LOGON_MAX;
         if silent || stuck {
-            self.end(if silent { "the agent is silent" } else { "logon takes too long" }, ctx);
+            self.end(
+                if silent {
+                    "the agent is silent"
+                } else {
+                    "logon takes too long"
+                },
+                ctx,
+            );
             return;
         }
         if self.life == Life::Open {

@@ -1,6 +1,6 @@
 //! Submissions of this session: the ladder of each, and what it ends in.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use actix::{Context, Handler};
 use pombo_proto::{
@@ -10,7 +10,7 @@ use pombo_proto::{
         PeerMisbehaved,
         submission::{Action, AttemptResult, Ended, Submission as Ladder},
     },
-    outcome::{EndMessageFlag, Outcome, RecipientStatus, SubmitResult},
+    outcome::{EndMessageFlag, RecipientStatus, SubmitResult},
     time::UnixMillis,
     verbs::{Refusal, Submit as SubmitArguments, Tenancy, TransportNotification, Verb},
 };
@@ -18,7 +18,7 @@ use pombo_proto::{
 use super::{Adopt, Cancel, EndAdopted, Session, Settle, Submission, Submit};
 use crate::{
     adoption,
-    destination::Reach,
+    destination::{Reach, Reaches},
     dispatcher::AttemptOver,
     job::Job,
     recorder::Conclude,
@@ -36,7 +36,11 @@ pub(super) struct UnderWay {
 
 impl Session {
     fn submit(&mut self, submission: Submission) {
-        let Submission { mut job, considered, begin_deferred } = submission;
+        let Submission {
+            mut job,
+            considered,
+            begin_deferred,
+        } = submission;
         let arguments = SubmitArguments {
             id: job.id(),
             fence: job.tenure.fence(),
@@ -55,7 +59,12 @@ impl Session {
         };
         self.out.push(frame);
         let ladder = Ladder::new(&considered);
-        let under_way = UnderWay { job, considered, ladder, since: Instant::now() };
+        let under_way = UnderWay {
+            job,
+            considered,
+            ladder,
+            since: Instant::now(),
+        };
         self.under_way.insert(under_way.job.id(), under_way);
     }
 
@@ -66,7 +75,9 @@ impl Session {
         tenancy: Tenancy,
         feed: impl FnOnce(&mut UnderWay) -> Result<(), PeerMisbehaved>,
     ) -> Result<(), PeerMisbehaved> {
-        let Some(under_way) = self.under_way.get_mut(&tenancy.id) else { return Ok(()) };
+        let Some(under_way) = self.under_way.get_mut(&tenancy.id) else {
+            return Ok(());
+        };
         if under_way.job.tenure.fence() != tenancy.fence {
             return Ok(());
         }
@@ -76,13 +87,19 @@ impl Session {
     }
 
     fn drain(&mut self, tenancy: Tenancy) {
-        while let Some(action) =
-            self.under_way.get_mut(&tenancy.id).and_then(|it| it.ladder.poll_action())
+        while let Some(action) = self
+            .under_way
+            .get_mut(&tenancy.id)
+            .and_then(|it| it.ladder.poll_action())
         {
             match action {
                 Action::SendEndMessage { reference } => {
                     let (id, fence) = (tenancy.id, tenancy.fence);
-                    self.say(Verb::EndMessage { id, fence, reference });
+                    self.say(Verb::EndMessage {
+                        id,
+                        fence,
+                        reference,
+                    });
                 }
                 Action::SendCancel { reference } => {
                     self.notify(TransportNotification::CancelMessage {
@@ -102,36 +119,56 @@ impl Session {
     }
 
     fn ended(&mut self, under_way: UnderWay, ended: Ended) {
-        let UnderWay { job, considered, since, .. } = under_way;
+        let UnderWay {
+            job,
+            considered,
+            since,
+            ..
+        } = under_way;
         let transport = self.peer.transport.clone();
         let id = job.id();
-        let (happened, results, kept) = match ended {
+        let attempt = |result| {
+            let (transport, considered) = (transport.clone(), considered.clone());
+            Happened::Attempt {
+                transport,
+                considered,
+                result,
+                interrupted: false,
+            }
+        };
+        let (happened, results, keeps, doubt) = match ended {
             Ended::Finished(result) => {
                 let results = reaches(&job, &considered, &result);
-                (Happened::Attempt { transport, considered, result }, results, true)
+                (attempt(result), results, true, false)
             }
-            Ended::Refused(Refusal::Unreadable) => (Happened::Unreadable { transport }, Vec::new(), false),
+            Ended::Refused(Refusal::Unreadable) => (
+                Happened::Unreadable {
+                    transport: transport.clone(),
+                },
+                Vec::new(),
+                false,
+                false,
+            ),
             Ended::Refused(refusal) => {
-                // Nothing was done: by the letter of the contract that is BUSY, and the fence decides the rest in the store.
-                tracing::debug!(message = %id, ?refusal, "submission refused");
-                let result = AttemptResult {
-                    result: SubmitResult::Busy,
+                // Nothing was done: in the contract's words that is BUSY; the store decides who may go on.
+                tracing::debug!(id = %id, ?refusal, "submission refused");
+                let result = SubmitResult::Busy;
+                let nothing = AttemptResult {
+                    result,
                     end: None,
                     statuses: Vec::new(),
                 };
-                (Happened::Attempt { transport, considered, result }, Vec::new(), false)
+                (attempt(nothing), Vec::new(), false, false)
             }
-            Ended::Lost | Ended::NotThere => {
-                let lost =
-                    Happened::SessionLost { transport, considered, in_doubt: false, hold: false };
-                (lost, Vec::new(), true)
-            }
+            // What became of it can still be asked: the row is in doubt, and Adopt asks.
+            Ended::Lost | Ended::NotThere => (Happened::Nothing, Vec::new(), false, true),
         };
         self.parts.dispatcher.do_send(AttemptOver { id, results });
-        let session = kept.then_some(self.peer.key);
+        let session = keeps.then_some(self.peer.key);
         self.concluded.push(Conclude {
             job,
             happened,
+            doubt,
             sessions: session.into_iter().collect(),
             spent: Some(self.peer.key),
             took: since.elapsed(),
@@ -142,7 +179,9 @@ impl Session {
     pub(super) fn hand_over(&mut self) {
         if !self.concluded.is_empty() {
             let concluded = std::mem::take(&mut self.concluded);
-            self.parts.recorder.do_send(crate::recorder::ConcludeAll(concluded));
+            self.parts
+                .recorder
+                .do_send(crate::recorder::ConcludeAll(concluded));
         }
     }
 
@@ -176,7 +215,11 @@ impl Session {
         result: Result<EndMessageFlag, Refusal>,
     ) -> Result<(), PeerMisbehaved> {
         if !self.under_way.contains_key(&tenancy.id) {
-            let ended = adoption::AdoptedEnded { instance: self.peer.instance, tenancy, result };
+            let ended = adoption::AdoptedEnded {
+                instance: self.peer.instance,
+                tenancy,
+                result,
+            };
             self.parts.adoption.do_send(ended);
             return Ok(());
         }
@@ -185,7 +228,11 @@ impl Session {
 
     /// The session is over: whatever is under way is unknown, and will be asked for by Adopt.
     pub(super) fn lose_submissions(&mut self) {
-        let ids: Vec<_> = self.under_way.values().map(|it| it.job.tenure.tenancy()).collect();
+        let ids: Vec<_> = self
+            .under_way
+            .values()
+            .map(|it| it.job.tenure.tenancy())
+            .collect();
         for tenancy in ids {
             let _ = self.feed(tenancy, |it| {
                 it.ladder.handle_session_ended();
@@ -201,41 +248,21 @@ fn reaches(
     job: &Job,
     considered: &[RecipientIndex],
     result: &AttemptResult,
-) -> Vec<(std::sync::Arc<str>, Reach)> {
-    let recipients = &job.message.envelope.recipients;
-    let destination = |index: &RecipientIndex| router::destination(&recipients[index.get()]);
-    let whole = match &result.result {
-        SubmitResult::Ok(outcomes) => {
-            let mut reached: Vec<(std::sync::Arc<str>, Reach)> = Vec::new();
-            for it in outcomes.iter().filter(|it| it.recipient.get() < recipients.len()) {
-                let reach = match &it.outcome {
-                    Outcome::Deferred { destination_down: true, .. } => Reach::Down(std::time::Duration::ZERO),
-                    Outcome::Left => Reach::Untold,
-                    _ => Reach::Reached,
-                };
-                let name = destination(&it.recipient);
-                match reached.iter_mut().find(|(known, _)| **known == *name) {
-                    Some((_, known)) if reach == Reach::Reached => *known = reach,
-                    Some(_) => {}
-                    None => reached.push((name.into(), reach)),
-                }
-            }
-            return reached;
-        }
-        SubmitResult::Wait(rest, _) | SubmitResult::NetworkError(rest, _) => Reach::Down(*rest),
-        SubmitResult::Busy
-        | SubmitResult::NotMe
-        | SubmitResult::Cancelled(_)
-        | SubmitResult::CriticalError(_) => Reach::Untold,
-    };
-    let mut all: Vec<(std::sync::Arc<str>, Reach)> = Vec::new();
-    for index in considered {
-        let name = destination(index);
-        if !all.iter().any(|(known, _)| **known == *name) {
-            all.push((name.into(), whole));
+) -> Vec<(Arc<str>, Reach)> {
+    let envelope = &job.message.envelope;
+    let of = |index: &RecipientIndex| router::destination(&envelope.recipients[index.get()]);
+    let mut destinations: Vec<&str> = Vec::new();
+    for destination in considered.iter().map(of) {
+        if !destinations.contains(&destination) {
+            destinations.push(destination);
         }
     }
-    all
+    let only = (destinations.len() == 1).then(|| destinations[0]);
+    let reaches = Reaches::of(envelope, only, &result.result);
+    destinations
+        .into_iter()
+        .map(|it| (it.into(), reaches.at(it)))
+        .collect()
 }
 
 impl Handler<Submit> for Session {
@@ -244,9 +271,17 @@ impl Handler<Submit> for Session {
     fn handle(&mut self, Submit(submissions): Submit, ctx: &mut Self::Context) {
         if self.life == super::Life::Over {
             // The dispatcher did not know yet; nothing was said to anybody.
-            for Submission { job, considered, .. } in submissions {
+            for Submission {
+                job, considered, ..
+            } in submissions
+            {
                 let ladder = Ladder::new(&considered);
-                let under_way = UnderWay { job, considered, ladder, since: Instant::now() };
+                let under_way = UnderWay {
+                    job,
+                    considered,
+                    ladder,
+                    since: Instant::now(),
+                };
                 self.under_way.insert(under_way.job.id(), under_way);
             }
             self.lose_submissions();
@@ -296,7 +331,11 @@ impl Handler<EndAdopted> for Session {
 
     fn handle(&mut self, EndAdopted { tenancy, reference }: EndAdopted, ctx: &mut Context<Self>) {
         let (id, fence) = (tenancy.id, tenancy.fence);
-        self.say(Verb::EndMessage { id, fence, reference });
+        self.say(Verb::EndMessage {
+            id,
+            fence,
+            reference,
+        });
         self.flush(ctx);
     }
 }

@@ -182,7 +182,7 @@ impl Store for Sqlite {
     }
 
     fn next_due(&mut self) -> Result<Option<UnixMillis>, Error> {
-        self.read(|scope| claim::next_due(scope))
+        self.read(claim::next_due)
     }
 
     fn get(&mut self, id: MessageId) -> Result<Option<Row>, Error> {
@@ -202,7 +202,7 @@ impl Store for Sqlite {
     }
 
     fn counts(&mut self) -> Result<Counts, Error> {
-        self.read(|scope| rows::counts(scope))
+        self.read(rows::counts)
     }
 
     fn renew(&mut self, incarnation: Incarnation, name: &str, first: bool) -> Result<bool, Error> {
@@ -210,7 +210,7 @@ impl Store for Sqlite {
     }
 
     fn members(&mut self) -> Result<Vec<Member>, Error> {
-        self.read(|scope| members::members(scope))
+        self.read(members::members)
     }
 
     fn end_member(
@@ -231,7 +231,7 @@ impl Store for Sqlite {
     }
 
     fn instances(&mut self) -> Result<Vec<ListedInstance>, Error> {
-        self.read(|scope| members::instances(scope))
+        self.read(members::instances)
     }
 
     fn prune(&mut self, before: u32) -> Result<Pruned, Error> {
@@ -244,5 +244,53 @@ impl Store for Sqlite {
         pruned.derived = derived;
         pruned.more = more;
         Ok(pruned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite::ffi;
+
+    fn kind(code: i32) -> Error {
+        rusqlite::Error::SqliteFailure(ffi::Error::new(code), None).into()
+    }
+
+    #[test]
+    fn what_time_or_people_can_mend_is_unavailable_and_the_rest_unusable() {
+        for code in [
+            ffi::SQLITE_FULL,
+            ffi::SQLITE_READONLY,
+            ffi::SQLITE_READONLY_DIRECTORY,
+            ffi::SQLITE_BUSY,
+            ffi::SQLITE_BUSY_SNAPSHOT,
+            ffi::SQLITE_LOCKED,
+            ffi::SQLITE_IOERR_FSYNC,
+            ffi::SQLITE_CANTOPEN,
+            ffi::SQLITE_PERM,
+            ffi::SQLITE_NOMEM,
+        ] {
+            assert!(matches!(kind(code), Error::Unavailable(_)), "{code}");
+        }
+        for code in [
+            ffi::SQLITE_CORRUPT,
+            ffi::SQLITE_NOTADB,
+            ffi::SQLITE_ERROR,
+            ffi::SQLITE_CONSTRAINT,
+            ffi::SQLITE_MISMATCH,
+        ] {
+            assert!(matches!(kind(code), Error::Unusable(_)), "{code}");
+        }
+    }
+
+    #[test]
+    fn only_a_busy_or_full_file_leaves_the_connection_beyond_doubt() {
+        let damaged =
+            |code| may_have_damaged(&rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+        assert!(!damaged(ffi::SQLITE_BUSY));
+        assert!(!damaged(ffi::SQLITE_FULL));
+        assert!(damaged(ffi::SQLITE_READONLY));
+        assert!(damaged(ffi::SQLITE_IOERR_WRITE));
+        assert!(damaged(ffi::SQLITE_CORRUPT));
     }
 }

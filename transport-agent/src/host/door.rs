@@ -111,7 +111,7 @@ impl Door {
         if let (Err(Failure { written: false, .. }), Some(blobs), false) = (&result, blobs, derived)
             && let Err(error) = blobs.delete(id).await
         {
-            tracing::warn!(message = %id, %error, "a body without a message stays in the blob store");
+            tracing::warn!(id = %id, %error, "a body without a message stays in the blob store");
         }
         result
     }
@@ -148,7 +148,7 @@ impl Door {
                     "no confirm in time".to_owned()
                 }
             };
-            tracing::warn!(message = %id, error, "not confirmed: published again, marked");
+            tracing::warn!(id = %id, error, "not confirmed: published again, marked");
             if Instant::now() + AGAIN_AFTER >= deadline {
                 let text = format!("it is unknown whether the message was accepted: {error}");
                 let error = SaveError::Unconfirmed(text);

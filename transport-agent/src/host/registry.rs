@@ -5,7 +5,7 @@ use std::{fmt::Display, sync::Arc};
 use pombo_proto::service::config::{Error, Source};
 use serde::de::DeserializeOwned;
 
-use crate::{provider::Transport, transports::null};
+use crate::{provider::Transport, transports::{maildir, null, smtp, smtp_listener}};
 
 /// A kind of transport: its name, which is that of its section in the configuration, and how one is made.
 pub struct Kind {
@@ -16,10 +16,24 @@ pub struct Kind {
 }
 
 /// All kinds.
-pub const KINDS: &[Kind] = &[Kind {
-    name: "null",
-    make: |source| make(source, "null", null::Null::new),
-}];
+pub const KINDS: &[Kind] = &[
+    Kind {
+        name: "smtp",
+        make: |source| make(source, "smtp", smtp::SmtpTransport::new),
+    },
+    Kind {
+        name: "smtp-listener",
+        make: |source| make(source, "smtp-listener", smtp_listener::SmtpListener::new),
+    },
+    Kind {
+        name: "maildir",
+        make: |source| make(source, "maildir", maildir::Maildir::new),
+    },
+    Kind {
+        name: "null",
+        make: |source| make(source, "null", null::Null::new),
+    },
+];
 
 /// The kind of this name.
 pub fn kind(name: &str) -> Option<&'static Kind> {

@@ -118,7 +118,7 @@ impl Sending {
         let call = AssertUnwindSafe(transport.submit_message(submission)).catch_unwind();
         let id = self.envelope.id;
         let result = call.await.unwrap_or_else(|_| {
-            tracing::error!(message = %id, "the transport panicked in SubmitMessage");
+            tracing::error!(id = %id, "the transport panicked in SubmitMessage");
             metrics::counter!("pombo_agent_panics_total").increment(1);
             let status = EnhancedStatus::new(4, 3, 0);
             let text = "the transport failed on this message";
@@ -146,7 +146,7 @@ impl Sending {
             if outcomes.len() != before {
                 let id = self.envelope.id;
                 let dropped = before - outcomes.len();
-                tracing::warn!(message = %id, dropped, "outcomes of recipients that were not asked for");
+                tracing::warn!(id = %id, dropped, "outcomes of recipients that were not asked for");
             }
             shorten(outcomes);
         }
@@ -203,7 +203,7 @@ pub(super) async fn end(
     let (id, suggested) = (ended.id, ended.suggested);
     let call = AssertUnwindSafe(transport.end_message(ended)).catch_unwind();
     let flag = call.await.unwrap_or_else(|_| {
-        tracing::error!(message = %id, "the transport panicked in EndMessage");
+        tracing::error!(id = %id, "the transport panicked in EndMessage");
         metrics::counter!("pombo_agent_panics_total").increment(1);
         suggested
     });

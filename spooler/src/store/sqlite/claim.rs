@@ -41,7 +41,7 @@ const IN_ORDER: &str = "SELECT part, row, transport, destination FROM queue INDE
 const FIRST_LANE: &str = "SELECT transport, destination FROM queue INDEXED BY queue_lane \
      WHERE state = 1 ORDER BY transport, destination LIMIT 1";
 const NEXT_LANE: &str = "SELECT transport, destination FROM queue INDEXED BY queue_lane \
-     WHERE state = 1 AND (transport, destination) > (?1, ?2) ORDER BY transport, destination LIMIT 1";
+     WHERE state = 1 AND transport = ?1 AND destination > ?2 ORDER BY destination LIMIT 1";
 const NEXT_TRANSPORT: &str = "SELECT transport, destination FROM queue INDEXED BY queue_lane \
      WHERE state = 1 AND transport > ?1 ORDER BY transport, destination LIMIT 1";
 const OF_LANE: &str = "SELECT part, row FROM queue INDEXED BY queue_lane \
@@ -177,28 +177,31 @@ fn by_lanes(
     Ok(found)
 }
 
-/// The next lane in which something waits; an excluded transport is passed over whole.
+/// The next lane in which something waits; an excluded transport is passed over whole. Two questions, because SQLite would
+/// answer `(transport, destination) > (?, ?)` by walking through all rows of the lane that it begins in.
 fn next_lane(
     scope: &Scope<'_>,
     after: Option<&Lane>,
     excluded: &Excluded<'_>,
 ) -> rusqlite::Result<Option<Lane>> {
-    let lane = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
-    match after {
-        None => scope
+    let ask = |sql: &str, parameters: &[&str]| {
+        scope
             .transaction
-            .prepare_cached(FIRST_LANE)?
-            .query_row([], lane),
-        Some((transport, _)) if excluded.is_transport(transport) => scope
-            .transaction
-            .prepare_cached(NEXT_TRANSPORT)?
-            .query_row([transport], lane),
-        Some((transport, destination)) => scope
-            .transaction
-            .prepare_cached(NEXT_LANE)?
-            .query_row([transport, destination], lane),
+            .prepare_cached(sql)?
+            .query_row(rusqlite::params_from_iter(parameters), |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .optional()
+    };
+    let Some((transport, destination)) = after else {
+        return ask(FIRST_LANE, &[]);
+    };
+    if !excluded.is_transport(transport)
+        && let Some(lane) = ask(NEXT_LANE, &[transport, destination])?
+    {
+        return Ok(Some(lane));
     }
-    .optional()
+    ask(NEXT_TRANSPORT, &[transport])
 }
 
 /// Raises the fences and reads the messages, within the bytes asked for.

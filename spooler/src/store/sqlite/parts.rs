@@ -5,7 +5,8 @@
 //! it. Both are rowid tables with an index on the id: rows of some 700 bytes would make a clustered tree of fan-out five.
 //!
 //! A part is made by the first write that needs it and dropped whole once nothing in it is unfinished; any process may do
-//! either, so the list of parts is read at the start of every transaction (some microseconds).
+//! either, so the list of parts is read at the start of every transaction (some microseconds). A drop takes about half a
+//! microsecond per row, if the file is cached: writes of other processes wait for it.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -14,7 +14,8 @@ const MIGRATIONS: [&str; 1] = [FIRST];
 
 /// `queue` is the index over all parts of what is not finished: SQLite has none across tables. Triggers of each part keep
 /// it and `counts` in the same transaction, so both are right whoever writes and whatever crashes. No transport and no
-/// destination are `''` in it, so that they compare.
+/// destination are `''` in it, so that they compare. The partial indexes begin with their state, a constant of no bytes: only
+/// so does SQLite answer from the index alone.
 const FIRST: &str = "
 CREATE TABLE parts (part INTEGER PRIMARY KEY) STRICT;
 CREATE TABLE counts (
@@ -35,9 +36,9 @@ CREATE TABLE queue (
     since INTEGER NOT NULL,
     PRIMARY KEY (part, row)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX queue_order ON queue (priority, due, transport, destination) WHERE state = 1;
-CREATE INDEX queue_lane ON queue (transport, destination, priority, due) WHERE state = 1;
-CREATE INDEX queue_holder ON queue (holder) WHERE state = 2;
+CREATE INDEX queue_order ON queue (state, priority, due, transport, destination) WHERE state = 1;
+CREATE INDEX queue_lane ON queue (state, transport, destination, priority, due) WHERE state = 1;
+CREATE INDEX queue_holder ON queue (state, holder) WHERE state = 2;
 CREATE INDEX queue_since ON queue (since);
 CREATE TABLE members (
     incarnation BLOB PRIMARY KEY,
@@ -65,7 +66,9 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<Connection, Error> 
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(options.busy_timeout)?;
     connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
-    if version(&connection)? != MIGRATIONS.len() {
+    // In one transaction: another process may be making the file between two questions.
+    let known = version(&*connection.transaction()?)?;
+    if known != MIGRATIONS.len() {
         migrate(&mut connection)?;
     }
     connection.pragma_update(None, "synchronous", "FULL")?;

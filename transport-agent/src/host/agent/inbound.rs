@@ -115,7 +115,7 @@ impl Agent {
         self.receiving = self.receiving.saturating_sub(1);
         if let StartResult::Saved { id, size, .. } = &result {
             self.counters.saved += 1;
-            debug!(message = %id, size, "start_message saved");
+            debug!(id = %id, size, "start_message saved");
             if let Some(took) = took {
                 self.gate.handle_message_time(took);
                 metrics::histogram!("pombo_agent_reception_seconds").record(took.as_secs_f64());

@@ -90,7 +90,7 @@ impl Agent {
         self.counters.refused += 1;
         let label = format!("{refusal:?}").to_lowercase();
         metrics::counter!("pombo_agent_refusals_total", "refusal" => label).increment(1);
-        debug!(message = %tenancy.id, fence = tenancy.fence.0, ?refusal, "submit_message refused");
+        debug!(id = %tenancy.id, fence = tenancy.fence.0, ?refusal, "submit_message refused");
         let reply = Verb::SubmitReply {
             id: tenancy.id,
             fence: tenancy.fence,
@@ -146,7 +146,7 @@ impl Agent {
         metrics::histogram!("pombo_agent_submission_seconds").record(took.as_secs_f64());
         count(&result);
         if let Some(Owner { session, fence }) = self.attempts.handle_returned(id, result.clone()) {
-            debug!(message = %id, fence = fence.0, result = name(&result), ?took, "submit_message");
+            debug!(id = %id, fence = fence.0, result = name(&result), ?took, "submit_message");
             let reply = Verb::SubmitReply {
                 id,
                 fence,
@@ -237,7 +237,7 @@ impl Agent {
         abort_deferred: bool,
     ) {
         if self.attempts.may_cancel(message, reference) {
-            debug!(message = %message.id, "cancel_message");
+            debug!(id = %message.id, "cancel_message");
             if let Some(running) = self.running.get(&message.id) {
                 running.cancel.cancel();
             }
@@ -245,7 +245,7 @@ impl Agent {
             let transport = Arc::clone(&self.transport);
             self.runtime.spawn(async move {
                 let aborted = transport.abort_deferred(message.id).await;
-                debug!(message = %message.id, aborted, "abort_deferred");
+                debug!(id = %message.id, aborted, "abort_deferred");
             });
         }
     }
