@@ -1,6 +1,5 @@
 //! The link against a real broker: what is confirmed, leased, acked, told, returned, buried and rebuilt.
 
-mod common_broker;
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use common_broker::Broker;
+use pombo_tests::Broker;
 use futures_util::future::join_all;
 use lapin::{
     BasicProperties, ConnectionProperties,
