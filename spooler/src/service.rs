@@ -30,7 +30,7 @@ use crate::{
     outbox::{ClaimAs, IsClaiming, Outbox},
     reception::{Reception, Stop},
     recorder::{self, PendingCommits, Recorder},
-    store::{Sqlite, SqliteOptions, StoreThread},
+    store::{self, Sqlite, StoreThread},
     switchboard::{LogoffAll, Parts, Switchboard, Wire},
 };
 
@@ -53,7 +53,7 @@ pub async fn run(config: Config) -> Result<()> {
     let mut asked = Shutdown::listen().context("signals")?;
     let http = Server::start(&config.http, health.clone(), Metrics::install()?)?;
     let sqlite =
-        Sqlite::open(&config.store.path, SqliteOptions::default()).context("store.path")?;
+        Sqlite::open(&config.store.path, store::Options::default()).context("store.path")?;
     let store = StoreThread::spawn(sqlite)?;
     health.set("store", Ok(()));
     let blobs = Blobs::directory(&config.blobs.path)

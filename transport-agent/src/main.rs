@@ -14,7 +14,7 @@ struct Arguments {
     /// The configuration file; deploy/agent.sample.toml has every key.
     #[arg(long, value_name = "FILE", env = "POMBO_AGENT_CONFIG")]
     config: PathBuf,
-    /// Check the configuration and exit: 0 if it is good, 2 if not.
+    /// Check the configuration and exit: 0 if it is good, 78 if not.
     #[arg(long)]
     check: bool,
 }
@@ -25,7 +25,8 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             eprintln!("pombo-agent: {error:#}");
-            return ExitCode::from(2);
+            // EX_CONFIG of sysexits.h: a service manager need not try again.
+            return ExitCode::from(78);
         }
     };
     if arguments.check {

@@ -34,6 +34,7 @@ pub(super) struct Graveyard(Arc<Waiting>);
 struct Waiting {
     queue: Mutex<Queue>,
     more: Notify,
+    empty: Notify,
 }
 
 #[derive(Default)]
@@ -68,6 +69,20 @@ impl Graveyard {
         let mut queue = self.queue();
         if let Some((bytes, _)) = queue.entries.pop_front() {
             queue.bytes -= bytes.len();
+        }
+        if queue.entries.is_empty() {
+            self.0.empty.notify_waiters();
+        }
+    }
+
+    /// Waits until all is buried.
+    pub(super) async fn emptied(&self) {
+        loop {
+            let empty = self.0.empty.notified();
+            if self.queue().entries.is_empty() {
+                return;
+            }
+            empty.await;
         }
     }
 

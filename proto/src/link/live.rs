@@ -90,7 +90,7 @@ impl Up {
     }
 
     pub(super) async fn build(options: &Options, address: &Address) -> Result<Self, Error> {
-        let building = Self::try_build(options, address);
+        let building = Box::pin(Self::try_build(options, address));
         within("building the link", BUILD_MAX, building).await
     }
 
@@ -167,8 +167,12 @@ impl Up {
             }
         };
         if lost.is_none() {
-            drain.send_replace(true);
-            let flush = async { while tasks.join_next().await.is_some() {} };
+            let flush = async {
+                // Burials go through the publisher, so they go first.
+                inner.graveyard.emptied().await;
+                drain.send_replace(true);
+                while tasks.join_next().await.is_some() {}
+            };
             if tokio::time::timeout(FLUSH_MAX, flush).await.is_err() {
                 warn!("the broker did not take everything that was pending");
             }
@@ -292,11 +296,11 @@ impl Wires {
                 Some(lapin::Event::Error(error)) => last = Some(error),
                 _ => {}
             }
-            if let Some(what) = self.lost() {
-                return match last {
-                    Some(error) => format!("{what} is lost: {error}"),
-                    None => format!("{what} is lost"),
-                };
+            match (self.lost(), &last) {
+                (Some(what), Some(error)) => return format!("{what} is lost: {error}"),
+                (Some(what), None) => return format!("{what} is lost"),
+                // The channel of the poll turn, which looks after itself.
+                (None, _) => last = None,
             }
         }
     }

@@ -3,6 +3,20 @@
 //! The link runs on a tokio runtime of its own, outside all arbiters, so that no busy actor ever stalls a heartbeat. It
 //! owns both connections: if either is lost, both are closed and the link starts over as a **new incarnation** with a
 //! new inbox. What it hears it tells through one callback, in order; what it is told to do never waits.
+//!
+//! | what | bound | beyond it |
+//! |---|---|---|
+//! | publishes not yet confirmed | 8,192, or 256 MiB | [`PublishError::NotConnected`] |
+//! | a publish not confirmed | 30 s | [`PublishError::Unknown`] |
+//! | packets not yet written | 4,096, or 64 MiB | dropped and counted; the session notices the gap |
+//! | packets received and not yet told | [`Options::inbox_prefetch`] | they wait in the broker |
+//! | leases | their class's prefetch | they wait in the broker |
+//! | burials not yet confirmed | 1,024, or 32 MiB | dropped, counted and logged |
+//! | [`Link::close`] | about 6 s | cut off |
+//!
+//! **Wishes** ([`Link::lease`], [`Link::poll_turn`]) stand until they are changed, also over incarnations. Everything else
+//! belongs to one incarnation. What was told as [`Event::Blocked`] or [`Event::PollTurn`] is taken back before
+//! [`Event::Down`].
 
 use std::{future::Future, sync::Arc};
 
@@ -20,7 +34,8 @@ use crate::{
 /// How to reach the broker, and as whom.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `amqp://` or `amqps://` addresses with user and vhost; tried in turn.
+    /// `amqp://` or `amqps://` addresses with user and vhost; tried in turn. TLS trusts the system's certificates (or those
+    /// in `SSL_CERT_FILE`). Without a path, or with an empty one, the vhost is `/`.
     pub addresses: Vec<SecretString>,
     /// Names of queues and exchanges.
     pub topology: Topology,
@@ -28,9 +43,9 @@ pub struct Options {
     pub audience: Audience,
     /// Shown in the broker's list of connections.
     pub name: String,
-    /// Seconds, the same on both connections, never 0.
+    /// Seconds, the same on both connections; 0 is taken as 1. A broker that wishes less gets less.
     pub heartbeat: u16,
-    /// Packets in the inbox that are delivered and not yet handled.
+    /// Packets in the inbox that are delivered and not yet told; 0 is taken as 1.
     pub inbox_prefetch: u16,
 }
 
@@ -60,7 +75,8 @@ pub enum Event {
     PollTurn(bool),
     /// The broker holds back our publishes (an alarm), or does so no more.
     Blocked(bool),
-    /// A consumer of this class ended without our wish (its queue was deleted, the broker cancelled it).
+    /// A consumer of this class ended without our wish (its queue was deleted, the broker cancelled it). The incarnation ends
+    /// with it, and the next one declares the queue again.
     LeaseEnded(SpoolClass),
     /// The incarnation is over, and why. Everything unacked will be delivered again.
     Down(String),
@@ -135,7 +151,7 @@ impl Link {
         }
     }
 
-    /// Writes a packet to the inbox of `packet.to`, mandatory, not confirmed. Dropped if the link is down.
+    /// Writes a packet to the inbox of `packet.to`, mandatory, not confirmed. Dropped if the link is down, or full.
     pub fn send(&self, packet: &Packet) {
         self.shared.send(packet);
     }
@@ -145,14 +161,15 @@ impl Link {
         self.shared.announce(audience, packet);
     }
 
-    /// Publishes into the spool; resolves when it is confirmed and routed.
+    /// Publishes into the spool; resolves when it is confirmed and routed. The publish is under way when this returns, from
+    /// whichever thread, and in the order of the calls; the future only waits for the answer, and may be dropped.
     ///
     /// # Errors
     /// See [`PublishError`].
     pub fn publish(
         &self,
         publish: SpoolPublish,
-    ) -> impl Future<Output = Result<(), PublishError>> + Send + 'static {
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> {
         self.shared.publish(publish)
     }
 
@@ -161,17 +178,20 @@ impl Link {
         self.shared.ack(tags);
     }
 
-    /// Consumes a spool queue with this prefetch (1..=2,000), or stops (0). What was delivered stays leased.
+    /// Consumes a spool queue with this prefetch (1..=2,000), or stops (0). What was delivered stays leased, and does not
+    /// count against the new prefetch.
     pub fn lease(&self, class: SpoolClass, prefetch: u16) {
         self.shared.lease(class, prefetch);
     }
 
-    /// Asks for the turn to poll (consumes the transport's single-active-consumer queue), or gives it up.
+    /// Asks for the turn to poll (consumes the transport's single-active-consumer queue), or gives it up. One transport at a
+    /// time: a wish for another one gives up the first.
     pub fn poll_turn(&self, transport: &str, wanted: bool) {
         self.shared.poll_turn(transport, wanted);
     }
 
-    /// Puts bytes that nobody can read into the dead queue, with a reason.
+    /// Puts bytes that nobody can read into the dead queue, with a reason in the header `pombo-reason`. Repeated until it is
+    /// confirmed, also over incarnations.
     pub fn bury(&self, bytes: Bytes, reason: &str) {
         self.shared.bury(bytes, reason);
     }

@@ -230,17 +230,15 @@ fn thread(inner: &Arc<Inner>) {
         {
             Ok(runtime) => {
                 let owner = runtime.spawn(own(Arc::clone(inner)));
-                if let Err(error) = runtime.block_on(owner) {
-                    error!(%error, "the owner of the link panicked");
-                }
+                let panic = runtime.block_on(owner).err();
                 runtime.shutdown_timeout(SHUTDOWN_MAX);
+                let Some(panic) = panic else { break };
+                error!(%panic, "the owner of the link panicked; starting it again");
                 inner.end("the owner of the link panicked");
             }
-            Err(error) => {
-                error!(%error, "no runtime for the link");
-                std::thread::sleep(backoff.next());
-            }
+            Err(error) => error!(%error, "no runtime for the link; trying again"),
         }
+        std::thread::sleep(backoff.next());
     }
     inner.closed.send_replace(true);
 }
@@ -291,7 +289,7 @@ async fn build(inner: &Inner, address: &SecretString) -> Option<Up> {
             return None;
         }
     };
-    match Box::pin(Up::build(&inner.options, &address)).await {
+    match Up::build(&inner.options, &address).await {
         Ok(up) => {
             info!(%address, incarnation = %up.incarnation(), "link up");
             Some(up)

@@ -28,7 +28,7 @@ use pombo_proto::{
 mod sqlite;
 mod thread;
 
-pub use sqlite::{Options as SqliteOptions, Sqlite};
+pub use sqlite::{Options, Sqlite};
 pub use thread::{Answer, Counters, StoreThread};
 
 /// What can go wrong with the store.

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message};
+use actix::{Actor, ActorContext, AsyncContext, Context, Handler};
 use futures_util::FutureExt;
 use pombo_proto::{
     attempt::{Attempts, Session},
@@ -20,7 +20,6 @@ use pombo_proto::{
     gate::{Average, Gate},
     ids::{Correlation, Incarnation, Instance, MessageId},
     link::{Audience, Event},
-    outbound::{self, Heard},
     outcome::Diagnosis,
     service::http::Health,
     time::UnixMillis,
@@ -109,7 +108,6 @@ pub struct Agent {
     last_error: Option<(UnixMillis, String)>,
     waiting: VecDeque<SpoolerNotification>,
 
-    beats: u32,
     row_at: Instant,
     hello_at: Instant,
     draining: Option<Draining>,
@@ -206,7 +204,6 @@ impl Agent {
             state: TransportState::Available,
             last_error: None,
             waiting: VecDeque::new(),
-            beats: 0,
             row_at: now,
             hello_at: now,
             draining: None,

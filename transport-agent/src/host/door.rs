@@ -292,5 +292,23 @@ impl Account {
 }
 
 #[cfg(test)]
-#[path = "door_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watermark_stops_below_the_first_open_number() {
+        let mut account = Account::default();
+        let now = UnixMillis::now();
+        assert_eq!((account.door(), account.confirmed()), (None, 0));
+        let numbers: Vec<_> = (0..4)
+            .map(|_| account.issue(now).issue().unwrap().sequence)
+            .collect();
+        account.close(numbers[1], true);
+        account.close(numbers[3], false);
+        assert_eq!((account.confirmed(), account.voided()), (0, vec![]));
+        account.close(numbers[0], false);
+        assert_eq!((account.confirmed(), account.voided()), (2, vec![2]));
+        account.close(numbers[2], true);
+        assert_eq!((account.confirmed(), account.voided()), (4, vec![2, 3]));
+    }
+}

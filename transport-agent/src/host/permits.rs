@@ -87,11 +87,6 @@ impl Permits {
         drop((ready, waiters));
     }
 
-    /// Doors that wait.
-    pub fn waiting(&self) -> usize {
-        self.lock().waiters.len()
-    }
-
     /// A permit has come.
     pub fn ticket(this: &Arc<Self>, id: PermitId, cancel: Cancel) -> Ticket {
         Ticket {

@@ -112,6 +112,7 @@ impl Agent {
             StartResult::Cancelled => "cancelled",
         };
         metrics::counter!("pombo_agent_receptions_total", "result" => label).increment(1);
+        self.receiving = self.receiving.saturating_sub(1);
         if let StartResult::Saved { id, size, .. } = &result {
             self.counters.saved += 1;
             debug!(id = %id, size, "start_message saved");
@@ -124,7 +125,6 @@ impl Agent {
             return;
         };
         if peer.permits.remove(&permit.correlation).is_some() {
-            self.receiving = self.receiving.saturating_sub(1);
             let reply = Verb::StartReply(result);
             self.reply(permit.session, permit.correlation, reply);
         }

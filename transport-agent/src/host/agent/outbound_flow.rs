@@ -7,7 +7,7 @@ use pombo_proto::{
     attempt::{BeginEnd, Owner, Session},
     ids::{Correlation, MessageId, RecipientIndex, Reference},
     outcome::{EndMessageFlag, Outcome, RecipientStatus, SubmitResult},
-    verbs::{Refusal, Submit, Tenancy, Verb},
+    verbs::{Refusal, SpoolerNotification, Submit, Tenancy, Verb},
 };
 use tracing::debug;
 
@@ -16,7 +16,6 @@ use crate::{
     host::{
         cancel::Cancel,
         submission::{self, STATUSES_PER_FRAME, Sending},
-        told::Told,
     },
     provider::Ended,
 };
@@ -260,7 +259,6 @@ impl Agent {
     }
 
     pub(super) fn set_critical_error(&mut self, diagnosis: pombo_proto::outcome::Diagnosis) {
-        use pombo_proto::verbs::SpoolerNotification;
         tracing::error!(status = %diagnosis.status, text = diagnosis.text, "critical error");
         self.critical_error = Some(diagnosis.clone());
         self.broadcast(SpoolerNotification::CriticalError(diagnosis));
@@ -268,7 +266,6 @@ impl Agent {
     }
 
     pub(super) fn ready_to_send(&mut self) {
-        use pombo_proto::verbs::SpoolerNotification;
         self.critical_error = None;
         self.broadcast(SpoolerNotification::ReadyToSend);
         self.shares_changed();
@@ -280,7 +277,6 @@ impl Agent {
         id: MessageId,
         mut statuses: Vec<(RecipientIndex, RecipientStatus)>,
     ) {
-        use pombo_proto::verbs::SpoolerNotification;
         loop {
             let rest = statuses.split_off(statuses.len().min(STATUSES_PER_FRAME));
             self.broadcast(SpoolerNotification::SentDeferred { id, statuses });
@@ -324,16 +320,5 @@ fn count(result: &SubmitResult) {
             Outcome::Kept => "kept",
         };
         metrics::counter!("pombo_agent_outcomes_total", "outcome" => label).increment(1);
-    }
-}
-
-impl Told {
-    /// Whether it belongs to a message; for tests of the order.
-    #[cfg(test)]
-    pub(crate) fn message(&self) -> Option<MessageId> {
-        match self {
-            Self::Reference(id, _) | Self::Statuses(id, _) | Self::Returned(id, _) => Some(*id),
-            _ => None,
-        }
     }
 }

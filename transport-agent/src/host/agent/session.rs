@@ -20,6 +20,7 @@ use crate::host::cancel::Cancel;
 /// One session, with the spooler at its other end.
 pub(super) struct Peer {
     pub out: Outbound,
+    pub logged_on: bool,
     /// The spooler's name, once it has logged on.
     pub name: String,
     /// BEGIN_INBOUND and BEGIN_OUTBOUND, by [`Direction`].
@@ -50,6 +51,7 @@ impl Peer {
     fn new(out: Outbound) -> Self {
         Self {
             out,
+            logged_on: false,
             name: String::new(),
             begun: [false; 2],
             flush: [false; 2],
@@ -106,6 +108,10 @@ impl Agent {
         let (Ok(reply), Some(peer)) = (self.logon.clone(), self.peers.get_mut(&session)) else {
             return;
         };
+        if std::mem::replace(&mut peer.logged_on, true) {
+            self.end_session(session, "it logs on twice");
+            return;
+        }
         let version = match VERSIONS.common(logon.versions) {
             None => Err(LogonError::Version(VERSIONS)),
             Some(_) if logon.blobs != self.blobs_identity => {
@@ -124,7 +130,7 @@ impl Agent {
                 return;
             }
         };
-        peer.begun = [!logon.no_inbound, !logon.no_outbound];
+        peer.begun[Direction::Outbound as usize] = !logon.no_outbound;
         let name = peer.name.clone();
         self.counters.sessions += 1;
         self.choose_poller();
@@ -147,7 +153,7 @@ impl Agent {
         for notification in std::mem::take(&mut self.waiting) {
             self.say(session, Verb::SpoolerNotify(notification));
         }
-        self.flows_changed();
+        self.set_inbound(session, !logon.no_inbound);
         self.shares_changed();
     }
 
@@ -187,7 +193,6 @@ impl Agent {
         for reception in peer.permits.values() {
             reception.cancel.cancel();
         }
-        self.receiving = self.receiving.saturating_sub(peer.permits.len());
         self.permits.close(session);
         self.gate.handle_session_ended(session);
         if !peer.permits.is_empty() {

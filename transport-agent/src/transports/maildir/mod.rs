@@ -2,10 +2,10 @@
 //!
 //! | | what it promises |
 //! |---|---|
-//! | delivery | a message that was submitted twice is one file, even if the first was read, moved or deleted ([`copy`]) |
-//! | | an address cannot choose a place outside the configured one ([`address`]) |
-//! | pick-up | a file leaves the folder only after SaveChanges, and gives the same id whenever it is read ([`pickup`]) |
-//! | | a file is not taken while it is written ([`shelf`]), found soon ([`watch`]), and never lost: what cannot be sent lies in `failed` with the reason ([`dispose`]) |
+//! | delivery | a message that was submitted twice is one file, even if the first was read, moved or deleted (`copy`) |
+//! | | an address cannot choose a place outside the configured one (`address`) |
+//! | pick-up | a file leaves the folder only after SaveChanges, and gives the same id whenever it is read (`pickup`) |
+//! | | a file is not taken while it is written (`shelf`), found soon (`watch`), and never lost: what cannot be sent lies in `failed` with the reason (`dispose`) |
 //!
 //! [`config::Config`] documents the settings.
 
