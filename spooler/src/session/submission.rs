@@ -15,7 +15,7 @@ use pombo_proto::{
     verbs::{Refusal, Submit as SubmitArguments, Tenancy, TransportNotification, Verb},
 };
 
-use super::{Adopt, Cancel, EndAdopted, Session, Settle, Submission, Submit};
+use super::{AbortDeferred, Adopt, Cancel, EndAdopted, Session, Settle, Submission, Submit};
 use crate::{
     adoption,
     destination::{Reach, Reaches},
@@ -304,6 +304,19 @@ impl Handler<Cancel> for Session {
             let tenancy = under_way.job.tenure.tenancy();
             self.drain(tenancy);
         }
+        self.flush(ctx);
+    }
+}
+
+impl Handler<AbortDeferred> for Session {
+    type Result = ();
+
+    fn handle(&mut self, AbortDeferred(message): AbortDeferred, ctx: &mut Self::Context) {
+        self.notify(TransportNotification::CancelMessage {
+            message,
+            reference: Reference::UNASSIGNED_OUTBOUND,
+            abort_deferred: true,
+        });
         self.flush(ctx);
     }
 }
