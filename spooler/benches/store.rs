@@ -11,7 +11,7 @@ use pombo_proto::{
     time::UnixMillis,
     verbs::Tenancy,
 };
-use pombo_spooler::store::{ClaimRequest, RowData, Sqlite, Options, Store, Write};
+use pombo_spooler::store::{ClaimRequest, Options, RowData, Sqlite, Store, Write};
 
 const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
 const DAY_MS: u64 = 86_400_000;
