@@ -11,7 +11,7 @@ use pombo_proto::{
     time::UnixMillis,
     verbs::Tenancy,
 };
-use pombo_spooler::store::{ClaimRequest, RowData, Sqlite, SqliteOptions, Store, Write};
+use pombo_spooler::store::{ClaimRequest, Options, RowData, Sqlite, Store, Write};
 
 const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
 const DAY_MS: u64 = 86_400_000;
@@ -152,7 +152,7 @@ fn main() {
     }
     .expect("a directory");
     let path = directory.path().join("store.db");
-    let mut store = Sqlite::open(path, SqliteOptions::default()).expect("a store");
+    let mut store = Sqlite::open(path, Options::default()).expect("a store");
     let me = Incarnation::random();
     store.renew(me, "bench", true).expect("a member");
     let mut bench = Bench {

@@ -1,6 +1,5 @@
 //! The link against a real broker: what is confirmed, leased, acked, told, returned, buried and rebuilt.
 
-
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
@@ -8,7 +7,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use pombo_tests::Broker;
 use futures_util::future::join_all;
 use lapin::{
     BasicProperties, ConnectionProperties,
@@ -28,6 +26,7 @@ use pombo_proto::{
     topology::{SpoolClass, Topology},
     verbs::Verb,
 };
+use pombo_tests::Broker;
 use tokio::{net::TcpStream, sync::mpsc, task::JoinHandle};
 
 /// Generous: other things compile on the same cores.

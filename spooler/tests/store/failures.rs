@@ -3,12 +3,12 @@
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
 use pombo_proto::{control::QueueState, frame::encoded_head};
-use pombo_spooler::store::{Change, Error, RowData, Sqlite, SqliteOptions, Store, Write, Written};
+use pombo_spooler::store::{Change, Error, Options, RowData, Sqlite, Store, Write, Written};
 
 use crate::support::*;
 
-fn impatient() -> SqliteOptions {
-    SqliteOptions {
+fn impatient() -> Options {
+    Options {
         busy_timeout: Duration::from_millis(10),
         size_max: None,
     }
@@ -25,9 +25,9 @@ fn large() -> RowData {
 fn a_full_store_says_so_writes_nothing_and_can_still_finish_what_it_has() {
     let file = File::new();
     let (_, me) = file.joined();
-    let options = SqliteOptions {
+    let options = Options {
         size_max: Some(1_000_000),
-        ..SqliteOptions::default()
+        ..Options::default()
     };
     let mut store = Sqlite::open(file.path(), options).unwrap();
     let mut kept = Vec::new();
@@ -112,7 +112,7 @@ fn a_connection_that_may_be_damaged_is_opened_anew() {
 fn a_directory_that_is_away_is_unavailable() {
     let file = File::new();
     let path = file.path().join("no").join("store.db");
-    let refused = Sqlite::open(path, SqliteOptions::default());
+    let refused = Sqlite::open(path, Options::default());
     assert!(matches!(refused, Err(Error::Unavailable(_))));
 }
 
@@ -121,7 +121,7 @@ fn a_foreign_file_is_refused_and_left_as_it_is() {
     let file = File::new();
     file.raw().execute_batch("CREATE TABLE theirs (x)").unwrap();
     let before = std::fs::read(file.path()).unwrap();
-    let refused = Sqlite::open(file.path(), SqliteOptions::default());
+    let refused = Sqlite::open(file.path(), Options::default());
     assert!(matches!(refused, Err(Error::Unusable(_))));
     assert_eq!(std::fs::read(file.path()).unwrap(), before);
 }
@@ -130,7 +130,7 @@ fn a_foreign_file_is_refused_and_left_as_it_is() {
 fn a_file_that_is_no_database_is_refused() {
     let file = File::new();
     std::fs::write(file.path(), vec![b'x'; 5_000]).unwrap();
-    let refused = Sqlite::open(file.path(), SqliteOptions::default());
+    let refused = Sqlite::open(file.path(), Options::default());
     assert!(matches!(refused, Err(Error::Unusable(_))));
 }
 
@@ -139,7 +139,7 @@ fn a_newer_version_is_refused() {
     let file = File::new();
     drop(file.open());
     file.raw().pragma_update(None, "user_version", 999).unwrap();
-    let refused = Sqlite::open(file.path(), SqliteOptions::default());
+    let refused = Sqlite::open(file.path(), Options::default());
     assert!(matches!(refused, Err(Error::Unusable(_))));
 }
 
@@ -165,7 +165,7 @@ fn processes_that_start_at_once_make_one_store() {
             .map(|&id| {
                 let path = file.path();
                 std::thread::spawn(move || {
-                    let mut store = Sqlite::open(path, SqliteOptions::default()).unwrap();
+                    let mut store = Sqlite::open(path, Options::default()).unwrap();
                     store.moved(id, waiting(NOW));
                 })
             })

@@ -13,7 +13,7 @@ use pombo_proto::{
     verbs::Tenancy,
 };
 use pombo_spooler::store::{
-    ClaimRequest, Claimed, Row, RowData, Sqlite, SqliteOptions, Store, Write, Written,
+    ClaimRequest, Claimed, Options, Row, RowData, Sqlite, Store, Write, Written,
 };
 
 pub const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
@@ -39,7 +39,7 @@ impl File {
 
     /// What one process has of it.
     pub fn open(&self) -> Sqlite {
-        Sqlite::open(self.path(), SqliteOptions::default()).unwrap()
+        Sqlite::open(self.path(), Options::default()).unwrap()
     }
 
     /// With a listed incarnation.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use pombo_proto::control::QueueState;
-use pombo_spooler::store::{Error, Sqlite, SqliteOptions, StoreThread, Write, Written};
+use pombo_spooler::store::{Error, Options, Sqlite, StoreThread, Write, Written};
 
 use crate::support::*;
 
@@ -140,7 +140,7 @@ async fn each_write_has_its_own_answer() {
 #[tokio::test]
 async fn an_error_goes_to_everybody_and_the_next_commit_may_succeed() {
     let file = File::new();
-    let options = SqliteOptions {
+    let options = Options {
         busy_timeout: Duration::from_millis(10),
         size_max: None,
     };
