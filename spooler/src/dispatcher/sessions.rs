@@ -60,8 +60,11 @@ impl Sessions {
         self.views.insert(opened.key, view);
     }
 
-    /// Forgets a session; names its transport.
-    pub fn close(&mut self, key: SessionKey) -> Option<String> {
+    /// Forgets a session; names its transport. Not the one that the same agent has opened since.
+    pub fn close(&mut self, key: SessionKey, opened: Ordinal) -> Option<String> {
+        if self.views.get(&key)?.opened != opened {
+            return None;
+        }
         self.views.remove(&key).map(|view| view.transport)
     }
 
@@ -128,8 +131,10 @@ impl Sessions {
         }
     }
 
-    pub fn give_back(&mut self, key: SessionKey) {
-        if let Some(view) = self.views.get_mut(&key) {
+    pub fn give_back(&mut self, key: SessionKey, opened: Ordinal) {
+        if let Some(view) = self.views.get_mut(&key)
+            && view.opened == opened
+        {
             view.outstanding = view.outstanding.saturating_sub(1);
         }
     }

@@ -4,7 +4,7 @@ use pombo_proto::{
     control::QueueState,
     ids::{Fence, Incarnation, MessageId},
 };
-use pombo_spooler::store::{Counts, Store, Write, Written};
+use pombo_spooler::store::{Counts, RowData, Store, Write, Written};
 
 use crate::support::*;
 
@@ -151,6 +151,28 @@ fn recorded_means_recorded_at_that_fence_or_a_higher_one() {
     store.one(record(waits, 1, me, waiting(NOW)));
     let all = [&asked[..2], &done].concat();
     assert_eq!(store.recorded(&asked).unwrap(), all);
+}
+
+#[test]
+fn what_was_recorded_in_doubt_is_not_settled_before_somebody_has_adopted_it() {
+    let file = File::new();
+    let (mut store, me) = file.joined();
+    let id = file.id();
+    let lost = RowData {
+        doubt: true,
+        ..waiting(NOW)
+    };
+    // A lease whose session was lost: the agent may still keep its result, under fence 0.
+    assert_eq!(store.one(record(id, 0, me, lost.clone())), Written::Won);
+    assert_eq!(store.one(record(id, 0, me, lost.clone())), Written::Won);
+    let asked = [tenancy(id, 0), tenancy(id, 1), tenancy(id, 2)];
+    assert_eq!(store.recorded(&asked).unwrap(), []);
+    store.claim_all(me);
+    store.one(record(id, 1, me, lost));
+    assert_eq!(store.recorded(&asked).unwrap(), asked[..1]);
+    store.claim_all(me);
+    store.one(record(id, 2, me, waiting(NOW)));
+    assert_eq!(store.recorded(&asked).unwrap(), asked);
 }
 
 #[test]

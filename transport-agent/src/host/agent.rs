@@ -251,12 +251,13 @@ impl Agent {
     }
 
     fn down(&mut self, reason: &str) {
+        self.health
+            .set("broker", Err(format!("not connected: {reason}")));
         if self.incarnation.take().is_none() {
+            // It never stood, or has not come back: the link itself has logged that.
             return;
         }
         warn!(reason, sessions = self.peers.len(), "the link is down");
-        self.health
-            .set("broker", Err(format!("not connected: {reason}")));
         self.poll_turn = false;
         for session in self.open_sessions() {
             self.forget_session(session);

@@ -49,7 +49,7 @@ pub fn main(kinds: &'static [Kind]) -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{}: {error:#}", program());
-            return ExitCode::from(2);
+            return ExitCode::from(78);
         }
     };
     if arguments.check {
@@ -94,5 +94,8 @@ fn serve(config: Config) -> anyhow::Result<()> {
 fn program() -> String {
     let path = std::env::args_os().next().map(PathBuf::from);
     let name = path.as_deref().and_then(|path| path.file_name());
-    name.map_or_else(|| "pombo-agent".into(), |name| name.to_string_lossy().into_owned())
+    name.map_or_else(
+        || "pombo-agent".into(),
+        |name| name.to_string_lossy().into_owned(),
+    )
 }

@@ -5,7 +5,10 @@ use std::{fmt::Display, sync::Arc};
 use pombo_proto::service::config::{Error, Source};
 use serde::de::DeserializeOwned;
 
-use crate::{provider::Transport, transports::{maildir, null, smtp, smtp_listener}};
+use crate::{
+    provider::Transport,
+    transports::{maildir, null, smtp, smtp_listener},
+};
 
 /// A kind of transport: its name, which is that of its section in the configuration, and how one is made.
 #[derive(Clone, Copy, Debug)]

@@ -30,6 +30,15 @@ pub(super) struct Standing {
     recorded: Option<(i64, [u8; 16], i64)>,
 }
 
+/// Added to the recorded state where the verdict left the row in doubt: what an agent keeps of that fence must stay there
+/// until somebody has adopted it.
+const IN_DOUBT: i64 = 16;
+
+/// What is remembered of a verdict besides its fence and holder.
+fn recorded_state(row: &RowData) -> i64 {
+    stored(row.state) + if row.doubt { IN_DOUBT } else { 0 }
+}
+
 /// A state as it is stored. Nobody writes `Moving`: a row is claimed by a claim or not at all.
 pub(super) fn stored(state: QueueState) -> i64 {
     match state {
@@ -155,7 +164,7 @@ fn record_claim(
             standing.row,
             state,
             holder.0.as_bytes(),
-            asked,
+            recorded_state(row),
             cancel,
             row.doubt,
             stored_time(now),
@@ -196,7 +205,7 @@ fn repeated(
     let this = (
         i64::from(tenancy.fence.0),
         *holder.0.as_bytes(),
-        stored(row.state),
+        recorded_state(row),
     );
     if standing.and_then(|standing| standing.recorded) == Some(this) {
         Decision::Before
@@ -223,7 +232,7 @@ fn insert(
             state,
             recorded_by.map(|_| 0_i64),
             recorded_by.map(|holder| *holder.0.as_bytes()),
-            recorded_by.map(|_| state),
+            recorded_by.map(|_| recorded_state(row)),
             row.doubt,
             stored_time(now),
             row.due.map(stored_time),
@@ -273,10 +282,12 @@ pub(super) fn find(
 }
 
 impl Standing {
-    /// Whether somebody recorded a verdict at this fence or a higher one.
+    /// Whether somebody recorded what became of this fence: at it, unless in doubt, or at a higher one.
     pub fn is_recorded_at(&self, fence: Fence) -> bool {
-        let recorded = self.recorded.map(|(fence, ..)| fence);
-        self.state == FINISHED || recorded.is_some_and(|at| at >= i64::from(fence.0))
+        let fence = i64::from(fence.0);
+        let known =
+            |(at, _, state): (i64, [u8; 16], i64)| at > fence || at == fence && state < IN_DOUBT;
+        self.state == FINISHED || self.recorded.is_some_and(known)
     }
 }
 
