@@ -19,6 +19,7 @@
 //!
 //! All texts of configuration files are in this file; what runs is in `running`.
 
+mod messages;
 mod running;
 
 use std::{
