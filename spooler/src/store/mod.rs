@@ -239,7 +239,8 @@ pub trait Store: Send {
     fn get(&mut self, id: MessageId) -> Result<Option<Row>, Error>;
 
     /// Which of these has the store recorded at this or a higher fence, or as finished: those may be settled. A claim at a
-    /// higher fence is not enough: whoever holds it may still have to adopt the result that the agent keeps.
+    /// higher fence is not enough, and neither is what was recorded in doubt: whoever holds it next has to adopt the
+    /// result that the agent keeps.
     fn recorded(&mut self, tenancies: &[Tenancy]) -> Result<Vec<Tenancy>, Error>;
 
     /// Rows that are not finished (or, with a state in the filter, those in it), oldest first; of finished ones the newest.

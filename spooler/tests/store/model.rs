@@ -20,7 +20,8 @@ struct Expected {
     data: RowData,
     fence: u32,
     holder: Option<Incarnation>,
-    recorded: Option<(u32, Incarnation, QueueState)>,
+    /// Fence, holder, state, and whether in doubt.
+    recorded: Option<(u32, Incarnation, QueueState, bool)>,
     cancelled: bool,
     /// The cancel came while the row was claimed.
     cancel_unseen: bool,
@@ -34,7 +35,7 @@ impl Expected {
             data: data.clone(),
             fence: 0,
             holder: None,
-            recorded: by.map(|by| (0, by, data.state)),
+            recorded: by.map(|by| (0, by, data.state, data.doubt)),
             cancelled: false,
             cancel_unseen: false,
             hold: false,
@@ -80,7 +81,7 @@ impl Model {
                         self.insert(now, *id, report, None);
                     }
                 }
-                let again = (tenancy.fence.0, *holder, row.state);
+                let again = (tenancy.fence.0, *holder, row.state, row.doubt);
                 let before = self
                     .rows
                     .get(&tenancy.id)
@@ -125,7 +126,7 @@ impl Model {
             return None;
         }
         standing.holder = None;
-        standing.recorded = Some((tenancy.fence.0, holder, row.state));
+        standing.recorded = Some((tenancy.fence.0, holder, row.state, row.doubt));
         standing.data = row.clone();
         standing.changed = now;
         if row.state != QueueState::Finished {
@@ -482,7 +483,8 @@ impl World {
             .collect();
         let is_recorded = |asked: &&Tenancy| {
             self.model.rows.get(&asked.id).is_some_and(|row| {
-                let recorded = row.recorded.is_some_and(|(at, ..)| at >= asked.fence.0);
+                let known = |(at, .., doubt): (u32, _, _, bool)| at >= asked.fence.0 && !doubt;
+                let recorded = row.recorded.is_some_and(known);
                 recorded || row.data.state == QueueState::Finished
             })
         };

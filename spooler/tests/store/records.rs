@@ -4,7 +4,7 @@ use pombo_proto::{
     control::QueueState,
     ids::{Fence, Incarnation, MessageId},
 };
-use pombo_spooler::store::{Counts, Store, Write, Written};
+use pombo_spooler::store::{Counts, RowData, Store, Write, Written};
 
 use crate::support::*;
 
@@ -151,6 +151,31 @@ fn recorded_means_recorded_at_that_fence_or_a_higher_one() {
     store.one(record(waits, 1, me, waiting(NOW)));
     let all = [&asked[..2], &done].concat();
     assert_eq!(store.recorded(&asked).unwrap(), all);
+}
+
+#[test]
+fn what_was_recorded_in_doubt_does_not_settle_the_attempt_that_an_agent_still_has() {
+    let file = File::new();
+    let (mut store, me) = file.joined();
+    let (leased, claimed) = (file.id(), file.id());
+    let in_doubt = || RowData {
+        doubt: true,
+        ..waiting(NOW)
+    };
+    store.moved(claimed, waiting(NOW));
+    store.claim_all(me);
+    assert_eq!(store.one(record(claimed, 1, me, in_doubt())), Written::Won);
+    assert_eq!(store.one(record(leased, 0, me, in_doubt())), Written::Won);
+    let asked = [tenancy(claimed, 1), tenancy(leased, 0)];
+    assert_eq!(store.recorded(&asked).unwrap(), []);
+    // The same write again is still the same write.
+    assert_eq!(store.one(record(leased, 0, me, in_doubt())), Written::Won);
+    // The next holder adopts the result, and records it.
+    store.claim_all(me);
+    assert_eq!(store.recorded(&asked).unwrap(), []);
+    store.one(record(claimed, 2, me, finished()));
+    store.one(record(leased, 1, me, waiting(NOW)));
+    assert_eq!(store.recorded(&asked).unwrap(), asked);
 }
 
 #[test]

@@ -18,6 +18,8 @@ use super::{
 pub(super) const CANCEL_KNOWN: i64 = 1;
 /// A cancel that was marked while the row was claimed: what the holder records next does not answer it.
 pub(super) const CANCEL_FRESH: i64 = 2;
+/// Added to the state that was recorded: the result of the attempt was not learned, so an agent may still have it to tell.
+const IN_DOUBT: i64 = 8;
 
 /// What decides about a row.
 pub(super) struct Standing {
@@ -38,6 +40,11 @@ pub(super) fn stored(state: QueueState) -> i64 {
         QueueState::Dead => DEAD,
         QueueState::Finished => FINISHED,
     }
+}
+
+/// What a holder recorded, as it is stored beside its fence.
+fn stored_record(row: &RowData) -> i64 {
+    stored(row.state) + if row.doubt { IN_DOUBT } else { 0 }
 }
 
 /// A priority as it is stored: in the order of claims.
@@ -155,7 +162,7 @@ fn record_claim(
             standing.row,
             state,
             holder.0.as_bytes(),
-            asked,
+            stored_record(row),
             cancel,
             row.doubt,
             stored_time(now),
@@ -196,7 +203,7 @@ fn repeated(
     let this = (
         i64::from(tenancy.fence.0),
         *holder.0.as_bytes(),
-        stored(row.state),
+        stored_record(row),
     );
     if standing.and_then(|standing| standing.recorded) == Some(this) {
         Decision::Before
@@ -223,7 +230,7 @@ fn insert(
             state,
             recorded_by.map(|_| 0_i64),
             recorded_by.map(|holder| *holder.0.as_bytes()),
-            recorded_by.map(|_| state),
+            recorded_by.map(|_| stored_record(row)),
             row.doubt,
             stored_time(now),
             row.due.map(stored_time),
@@ -273,10 +280,11 @@ pub(super) fn find(
 }
 
 impl Standing {
-    /// Whether somebody recorded a verdict at this fence or a higher one.
+    /// Whether somebody recorded a verdict at this fence or a higher one, and knew what had become of the attempt. What was
+    /// recorded in doubt says nothing about it: the next holder asks for it by Adopt.
     pub fn is_recorded_at(&self, fence: Fence) -> bool {
-        let recorded = self.recorded.map(|(fence, ..)| fence);
-        self.state == FINISHED || recorded.is_some_and(|at| at >= i64::from(fence.0))
+        let known = |(at, _, state): (i64, _, i64)| at >= i64::from(fence.0) && state < IN_DOUBT;
+        self.state == FINISHED || self.recorded.is_some_and(known)
     }
 }
 
