@@ -247,9 +247,12 @@ impl Switchboard {
 
     fn end_term(&mut self, reason: &str, ctx: &mut Context<Self>) {
         let Some(parts) = &self.parts else { return };
+        parts
+            .health
+            .set("broker", Err(format!("not connected: {reason}")));
+        // Without a term it never stood, or has not come back: the link itself has logged that.
         let Some(term) = self.term.take() else { return };
         warn!(incarnation = %term, reason, "the link is down");
-        parts.health.set("broker", Err(reason.to_owned()));
         parts.outbox.do_send(ClaimAs(None));
         parts.control.do_send(AnswerAs(None));
         for (_, open) in self.sessions.drain() {

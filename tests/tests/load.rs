@@ -9,7 +9,7 @@ use pombo_tests::{
     load::{Python, Sent, SmtpSource},
 };
 
-use relay::{LONG, relay, settles};
+use relay::{LONG, relay, settles, started};
 
 /// Mostly small ones, as in the world; 1 KiB to 200 KiB.
 const SIZES: [(u32, usize, usize); 3] = [
@@ -32,7 +32,7 @@ fn said(what: &str, sent: &Sent, start: Instant) {
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_mails_of_mixed_sizes_arrive_once_and_byte_for_byte() -> anyhow::Result<()> {
     let world = Sink::start().await?;
-    let mut pombo = relay(&world).log_filter("info").start().await?;
+    let mut pombo = started(relay(&world).log_filter("info")).await?;
     let start = Instant::now();
 
     let (small, source, large) = tokio::try_join!(
@@ -70,7 +70,7 @@ async fn ten_thousand_mails_of_mixed_sizes_arrive_once_and_byte_for_byte() -> an
 async fn killing_a_spooler_twice_under_load_loses_and_repeats_nothing() -> anyhow::Result<()> {
     const MESSAGES: usize = 10_000;
     let world = Sink::start().await?;
-    let mut pombo = relay(&world).log_filter("info").spoolers(2).start().await?;
+    let mut pombo = started(relay(&world).log_filter("info").spoolers(2)).await?;
     let start = Instant::now();
 
     let door = pombo.door();

@@ -78,7 +78,8 @@ pub enum Event {
     /// A consumer of this class ended without our wish (its queue was deleted, the broker cancelled it). The incarnation ends
     /// with it, and the next one declares the queue again.
     LeaseEnded(SpoolClass),
-    /// The incarnation is over, and why. Everything unacked will be delivered again.
+    /// The incarnation is over, and why: everything unacked will be delivered again. Or there was none, and an attempt to
+    /// build one failed: then only the reason is new.
     Down(String),
 }
 

@@ -294,16 +294,17 @@ async fn build(inner: &Inner, address: &SecretString) -> Option<Up> {
             info!(%address, incarnation = %up.incarnation(), "link up");
             Some(up)
         }
-        Err(error @ Error::Refused(_)) => {
-            error!(%address, %error, "check user, password and virtual host; trying again");
-            None
-        }
-        Err(error @ Error::Differs { .. }) => {
-            error!(%address, %error, "delete it, or choose another prefix; trying again");
-            None
-        }
         Err(error) => {
-            warn!(%address, %error, "no link; trying again");
+            match &error {
+                Error::Refused(_) => {
+                    error!(%address, %error, "check user, password and virtual host; trying again");
+                }
+                Error::Differs { .. } => {
+                    error!(%address, %error, "delete it, or choose another prefix; trying again");
+                }
+                _ => warn!(%address, %error, "no link; trying again"),
+            }
+            (inner.tell)(Event::Down(error.to_string()));
             None
         }
     }

@@ -34,7 +34,7 @@ use crate::{
     gather::Gathered,
     job::{Job, Ordinals, SessionKey},
     pick::{Credit, Pick, Shares},
-    progress::Progress,
+    progress::{Progress, RecipientState},
     recorder::{Conclude, Move, Moved, Recorded, Recorder, Spent},
     router::{self, Router},
     session::{self, Session},
@@ -290,6 +290,9 @@ impl Dispatcher {
     fn intake(&mut self, mut job: Job, now: UnixMillis) {
         let id = job.id();
         job.cancelled |= self.moving.is_cancelled(id);
+        if job.cancelled {
+            self.abort_deferred(&job);
+        }
         if let Some((said, _)) = self.sent_deferred.remove(&id) {
             let happened = Happened::SentDeferred {
                 transport: said.transport,
@@ -312,6 +315,21 @@ impl Dispatcher {
         match verdict::next(&case, &job.progress) {
             Next::Submit(plan) => self.enqueue(job, plan, now),
             Next::Decide => self.conclude(job, Happened::Nothing),
+        }
+    }
+
+    /// Transports that keep recipients of a cancelled message forget them.
+    fn abort_deferred(&self, job: &Job) {
+        let mut told: Vec<&str> = Vec::new();
+        for known in &job.progress.recipients {
+            let kept = matches!(known.state, RecipientState::Kept { .. });
+            if let (true, Some(transport)) = (kept, known.transport.as_deref())
+                && !told.contains(&transport)
+            {
+                told.push(transport);
+                let tenancy = job.tenure.tenancy();
+                self.sessions.abort_deferred(transport, tenancy);
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use pombo_proto::{
 use super::{SessionOpened, SessionStatus};
 use crate::{
     job::SessionKey,
-    session::{Cancel, Session, Settle, Submission, Submit},
+    session::{AbortDeferred, Cancel, Session, Settle, Submission, Submit},
 };
 
 /// One part in so many of a transport's credit is kept for urgent messages.
@@ -155,6 +155,13 @@ impl Sessions {
     pub fn cancel(&self, key: SessionKey, id: MessageId) {
         if let Some(view) = self.views.get(&key) {
             view.addr.do_send(Cancel(id));
+        }
+    }
+
+    /// Whichever agent of the transport keeps the message hears that it is cancelled.
+    pub fn abort_deferred(&self, transport: &str, tenancy: Tenancy) {
+        for (_, view) in self.of(transport) {
+            view.addr.do_send(AbortDeferred(tenancy));
         }
     }
 

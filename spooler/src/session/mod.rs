@@ -92,6 +92,11 @@ pub struct Submission {
 #[rtype(result = "()")]
 pub struct Cancel(pub MessageId);
 
+/// CANCEL_MESSAGE with ABORT_DEFERRED, for a message that the transport keeps.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct AbortDeferred(pub Tenancy);
+
 /// The store has recorded these.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -468,6 +473,7 @@ impl Handler<Logoff> for Session {
     type Result = ();
 
     fn handle(&mut self, _: Logoff, ctx: &mut Self::Context) {
+        self.cancel_receptions();
         self.notify(TransportNotification::EndInbound);
         self.notify(TransportNotification::EndOutbound);
         self.say(Verb::TransportLogoff);

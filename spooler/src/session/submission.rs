@@ -20,7 +20,8 @@ use pombo_proto::{
 };
 
 use super::{
-    ATTEMPT_MAX, Adopt, Cancel, EndAdopted, LEASED_MAX, Session, Settle, Submission, Submit,
+    ATTEMPT_MAX, AbortDeferred, Adopt, Cancel, EndAdopted, LEASED_MAX, Session, Settle, Submission,
+    Submit,
 };
 use crate::{
     adoption,
@@ -370,6 +371,19 @@ impl Handler<Cancel> for Session {
             let tenancy = under_way.job.tenure.tenancy();
             self.drain(tenancy);
         }
+        self.flush(ctx);
+    }
+}
+
+impl Handler<AbortDeferred> for Session {
+    type Result = ();
+
+    fn handle(&mut self, AbortDeferred(message): AbortDeferred, ctx: &mut Self::Context) {
+        self.notify(TransportNotification::CancelMessage {
+            message,
+            reference: Reference::UNASSIGNED_OUTBOUND,
+            abort_deferred: true,
+        });
         self.flush(ctx);
     }
 }

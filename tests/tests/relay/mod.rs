@@ -9,7 +9,9 @@
 use std::{path::Path, time::Duration};
 
 use pombo_tests::{
-    Installation, Sink, eventually,
+    Installation, Sink,
+    client::Session,
+    eventually,
     installation::{Agent, Builder},
     load::Sent,
 };
@@ -37,6 +39,25 @@ pub fn with(
         .agent(out(Agent::smtp("out").smarthost(world.address())))
         // A test does not wait a minute for the second try.
         .spooler_lines("[schedule]\nfirst = \"500ms\"\nmax = \"2s\"\njitter = 0.0")
+}
+
+/// Waits until the door takes mail: it needs a spooler for that, and is ready before it has met one.
+pub async fn takes_mail(pombo: &Installation) {
+    eventually(LONG, "the door takes mail", || async {
+        let (mut session, _) = Session::try_connect(pombo.door()).await?;
+        session.try_command("EHLO client.example").await?;
+        let reply = session.try_command("MAIL FROM:<alice@example.org>").await?;
+        anyhow::ensure!(reply.is_ok(), "{reply}");
+        anyhow::Ok(())
+    })
+    .await;
+}
+
+/// Starts it, and waits until it takes mail.
+pub async fn started(builder: Builder) -> anyhow::Result<Installation> {
+    let pombo = builder.start().await?;
+    takes_mail(&pombo).await;
+    Ok(pombo)
 }
 
 /// Waits until all copies of a load have arrived somewhere, and until nothing moves or waits any more.
