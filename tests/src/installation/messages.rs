@@ -5,9 +5,7 @@ use std::time::Duration;
 use pombo_proto::{
     frame::encode_message,
     ids::{DoorSequence, MessageId},
-    message::{
-        Body, Content, Envelope, MessageClass, Priority, Recipient, ReportReturn, Source,
-    },
+    message::{Body, Content, Envelope, MessageClass, Priority, Recipient, ReportReturn, Source},
     time::UnixMillis,
     topology::Topology,
 };
@@ -57,7 +55,11 @@ impl Installation {
     ) -> Value {
         eventually(limit, &format!("{id}: {what}"), || async {
             let trace = self.trace(id).await;
-            if wanted(&trace) { Ok(trace) } else { Err(trace.to_string()) }
+            if wanted(&trace) {
+                Ok(trace)
+            } else {
+                Err(trace.to_string())
+            }
         })
         .await
     }
