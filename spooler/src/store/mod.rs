@@ -128,6 +128,8 @@ pub struct Claimed {
     pub doubt: bool,
     /// Whether a cancel is marked.
     pub cancelled: bool,
+    /// It was made due by [`Change`], and not by the time that its last verdict had set: pauses are over.
+    pub at_once: bool,
     /// The encoded message.
     pub message: Bytes,
     /// The encoded progress.

@@ -5,9 +5,7 @@ use std::time::Duration;
 use pombo_proto::{
     frame::encode_message,
     ids::{DoorSequence, MessageId},
-    message::{
-        Body, Content, Envelope, MessageClass, Priority, Recipient, ReportReturn, Source,
-    },
+    message::{Body, Content, Envelope, MessageClass, Priority, Recipient, ReportReturn, Source},
     time::UnixMillis,
     topology::Topology,
 };
@@ -27,6 +25,24 @@ impl Installation {
         args.extend(to);
         let printed = self.pombo_with(&args, &mail.bytes()).await.succeeds();
         printed.trim().to_owned()
+    }
+
+    /// Waits until so many sessions are open, over all spoolers and agents.
+    ///
+    /// # Panics
+    /// There are not within `limit`.
+    pub async fn has_sessions(&self, count: usize, limit: Duration) {
+        eventually(limit, &format!("{count} sessions"), || async {
+            let output = self.pombo(&["--json", "transports"]).await;
+            let rows: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
+            let open = rows.as_array().map_or(0, Vec::len);
+            if open == count {
+                Ok(())
+            } else {
+                Err(rows.to_string())
+            }
+        })
+        .await;
     }
 
     /// What `pombo trace` knows; `null` if that is nothing.
@@ -57,7 +73,11 @@ impl Installation {
     ) -> Value {
         eventually(limit, &format!("{id}: {what}"), || async {
             let trace = self.trace(id).await;
-            if wanted(&trace) { Ok(trace) } else { Err(trace.to_string()) }
+            if wanted(&trace) {
+                Ok(trace)
+            } else {
+                Err(trace.to_string())
+            }
         })
         .await
     }
