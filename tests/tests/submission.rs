@@ -688,7 +688,7 @@ async fn agents_of_one_transport_share_the_work_and_nothing_goes_twice() -> anyh
     let agent = |name: &str| {
         Agent::scripted(name)
             .transport("own")
-            .line("addresses = [\"SMTP\"]\ncapacity = 2\ntakes_ms = 50")
+            .line("addresses = [\"SMTP\"]\ncapacity = 2\ntakes_ms = 200")
     };
     let pombo = quick()
         .agent(agent("one"))
