@@ -219,7 +219,11 @@ impl Round {
         let read = frame::decode_message(row.message.clone())
             .and_then(|message| Ok((message, frame::decode_all::<Progress>(&row.progress)?)));
         match read {
-            Ok((message, progress)) => Ok(Job {
+            Ok((message, mut progress)) => Ok({
+                if row.at_once {
+                    progress.end_pauses();
+                }
+                Job {
                 tenure,
                 message,
                 progress,
@@ -227,6 +231,7 @@ impl Round {
                 dropped: row.mark == Mark::Drop,
                 doubt: row.doubt,
                 since: Instant::now(),
+                }
             }),
             Err(error) => {
                 error!(id = %row.id, %error, "a row of the outbox cannot be read: dead");

@@ -123,6 +123,15 @@ impl Progress {
         });
     }
 
+    /// Whoever is owed it may be tried now: somebody has asked for that.
+    pub fn end_pauses(&mut self) {
+        for recipient in &mut self.recipients {
+            if let RecipientState::Pending { not_before } = &mut recipient.state {
+                *not_before = UnixMillis(0);
+            }
+        }
+    }
+
     /// Whether every recipient is decided.
     pub fn is_finished(&self) -> bool {
         self.recipients

@@ -598,6 +598,14 @@ impl Handler<TakesAddresses> for Recorder {
     }
 }
 
+impl Handler<Availability> for Recorder {
+    type Result = ();
+
+    fn handle(&mut self, it: Availability, _: &mut Self::Context) {
+        self.router.set_available(&it.transport, it.available);
+    }
+}
+
 impl Handler<EndTerm> for Recorder {
     type Result = ();
 
@@ -609,6 +617,16 @@ impl Handler<EndTerm> for Recorder {
             self.set_trouble(None);
         }
     }
+}
+
+/// A transport can be submitted to, or cannot any more. Verdicts say what a message waits for.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Availability {
+    /// Which transport.
+    pub transport: String,
+    /// Whether there is a session with it.
+    pub available: bool,
 }
 
 /// How many commits are under way or failed; for the way down.

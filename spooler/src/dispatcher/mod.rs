@@ -35,7 +35,7 @@ use crate::{
     job::{Job, Ordinals, SessionKey},
     pick::{Credit, Pick, Shares},
     progress::{Progress, RecipientState},
-    recorder::{Conclude, Move, Moved, Recorded, Recorder, Spent},
+    recorder::{Availability, Conclude, Move, Moved, Recorded, Recorder, Spent},
     router::{self, Router},
     session::{self, Session},
     store::Written,
@@ -316,6 +316,15 @@ impl Dispatcher {
             Next::Submit(plan) => self.enqueue(job, plan, now),
             Next::Decide => self.conclude(job, Happened::Nothing),
         }
+    }
+
+    /// Told to the recorder as well: its verdicts say what a message waits for.
+    fn set_available(&mut self, transport: &str, available: bool) {
+        self.router.set_available(transport, available);
+        self.recorder.do_send(Availability {
+            transport: transport.to_owned(),
+            available,
+        });
     }
 
     /// Transports that keep recipients of a cancelled message forget them.
@@ -627,6 +636,14 @@ impl Handler<EndTerm> for Dispatcher {
     fn handle(&mut self, _: EndTerm, _: &mut Self::Context) {
         self.term = None;
         self.sessions.clear();
+        let all: Vec<String> = self
+            .router
+            .transports()
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        for transport in all {
+            self.set_available(&transport, false);
+        }
         self.adjust_leasing();
         let dropped = self.ready.drain().len();
         self.destinations = Destinations::new(self.config.destinations.clone());
@@ -740,7 +757,7 @@ impl Handler<SessionOpened> for Dispatcher {
     fn handle(&mut self, opened: SessionOpened, _: &mut Self::Context) {
         let transport = opened.transport.clone();
         self.sessions.open(opened);
-        self.router.set_available(&transport, true);
+        self.set_available(&transport, true);
         self.adjust_leasing();
         self.ready.wake_transport(&transport);
         self.pump();
@@ -754,7 +771,7 @@ impl Handler<SessionClosed> for Dispatcher {
         let SessionClosed { key, opened, addr } = closed;
         if let Some(transport) = opened.and_then(|it| self.sessions.close(key, it)) {
             let available = self.sessions.is_available(&transport);
-            self.router.set_available(&transport, available);
+            self.set_available(&transport, available);
             if !available {
                 self.reconsider(&transport);
             }

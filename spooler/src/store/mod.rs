@@ -130,6 +130,8 @@ pub struct Claimed {
     pub doubt: bool,
     /// What a person wants of it.
     pub mark: Mark,
+    /// It was made due by [`Change`], and not by the time that its last verdict had set: pauses are over.
+    pub at_once: bool,
     /// The encoded message.
     pub message: Bytes,
     /// The encoded progress.

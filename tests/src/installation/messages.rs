@@ -27,6 +27,24 @@ impl Installation {
         printed.trim().to_owned()
     }
 
+    /// Waits until so many sessions are open, over all spoolers and agents.
+    ///
+    /// # Panics
+    /// There are not within `limit`.
+    pub async fn has_sessions(&self, count: usize, limit: Duration) {
+        eventually(limit, &format!("{count} sessions"), || async {
+            let output = self.pombo(&["--json", "transports"]).await;
+            let rows: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
+            let open = rows.as_array().map_or(0, Vec::len);
+            if open == count {
+                Ok(())
+            } else {
+                Err(rows.to_string())
+            }
+        })
+        .await;
+    }
+
     /// What `pombo trace` knows; `null` if that is nothing.
     pub async fn trace(&self, id: &str) -> Value {
         let output = self.pombo(&["--json", "trace", id]).await;

@@ -236,15 +236,17 @@ fn take(
         let Some(sql) = scope.part(part) else {
             continue;
         };
-        let message: Vec<u8> = scope
+        let (message, at_once): (Vec<u8>, Option<bool>) = scope
             .transaction
             .prepare_cached(&sql.read_body)?
-            .query_row([number], |row| row.get(0))?;
+            .query_row([number], |row| Ok((row.get(0)?, row.get(1)?)))?;
         bytes = bytes.saturating_add(message.len());
         if bytes > request.bytes && !claimed.is_empty() {
             break;
         }
-        claimed.push(take_one(scope, &sql.take, number, request, message.into())?);
+        let mut one = take_one(scope, &sql.take, number, request, message.into())?;
+        one.at_once = at_once.unwrap_or(false);
+        claimed.push(one);
     }
     Ok(claimed)
 }
@@ -269,6 +271,7 @@ fn take_one(
                     DROP => Mark::Drop,
                     _ => Mark::Cancel,
                 },
+                at_once: false,
                 message,
                 progress: row.get(4)?,
             })

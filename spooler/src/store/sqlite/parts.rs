@@ -81,7 +81,10 @@ impl Sql {
                 "UPDATE {bodies} SET message = ?2 WHERE row = ?1 AND message <> ?2"
             ),
             delete_body: format!("DELETE FROM {bodies} WHERE row = ?1"),
-            read_body: format!("SELECT message FROM {bodies} WHERE row = ?1"),
+            // A row that is due since it was last changed was made due by somebody.
+            read_body: format!(
+                "SELECT message, (SELECT due = changed FROM {rows} WHERE row = ?1) FROM {bodies} WHERE row = ?1"
+            ),
             take: format!(
                 "UPDATE {rows} SET state = {CLAIMED}, fence = fence + 1, holder = ?2, cancel = {SEEN}, \
                  changed = ?3, due = NULL, wake = NULL WHERE row = ?1 AND state = {WAITING} \
