@@ -287,6 +287,10 @@ impl<K: Copy + Eq + Hash + Ord> Turns<K> {
     }
 
     /// To whom to give a StartMessage now; `None`: nobody has mail and a window that is not full, or all permits are out.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "it is asked again after it has ended"
+    )]
     pub fn next(&mut self) -> Option<Turn<K>> {
         if self.outstanding >= self.options.outstanding_max {
             return None;
@@ -577,10 +581,10 @@ mod tests {
                     }
                     3..=5 => {
                         let Some(turn) = turns.next() else { continue };
-                        for other in 0..sessions {
+                        for (other, passed) in passed_over.iter_mut().enumerate() {
                             let held = out.iter().filter(|turn| turn.session == other).count();
                             let waits = other != turn.session && turns.has_mail(other) && held < 8;
-                            passed_over[other] = if waits { passed_over[other] + 1 } else { 0 };
+                            *passed = if waits { *passed + 1 } else { 0 };
                         }
                         out.push(turn);
                         assert!(out.len() <= cap as usize, "seed {seed}: over the cap");

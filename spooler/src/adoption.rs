@@ -13,7 +13,7 @@ use std::{
 
 use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture};
 use pombo_proto::{
-    ids::{Instance, MessageId, RecipientIndex, Reference},
+    ids::{Instance, MessageId, Reference},
     ladder::submission::AttemptResult,
     message::Recipient,
     outcome::EndMessageFlag,
@@ -26,12 +26,11 @@ use crate::{
     config::Config,
     dispatcher::{Dispatcher, EndTerm, Jobs, TakesAddresses},
     job::{Job, SessionKey},
-    progress::RecipientState,
     recorder::{Conclude, Recorder},
     router::{Route, Router},
     session::{self, Session},
     store::{ListedInstance, StoreThread},
-    verdict::Happened,
+    verdict::{AdoptedAttempt, Happened},
 };
 
 /// An instance that has not answered for so long counts as gone.
@@ -58,7 +57,12 @@ pub struct Opened {
 /// The session with an instance is over.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Closed(pub Instance);
+pub struct Closed {
+    /// The agent's run.
+    pub instance: Instance,
+    /// Which of its sessions.
+    pub key: SessionKey,
+}
 
 /// Answers to Adopt.
 #[derive(Message)]
@@ -127,6 +131,8 @@ pub struct Adoption {
     router: Router,
     sessions: HashMap<Instance, (SessionKey, Addr<Session>)>,
     doubts: HashMap<MessageId, Doubt>,
+    /// Messages for which the list of agents is being read.
+    beginning: usize,
     term: u64,
 }
 
@@ -146,6 +152,7 @@ impl Adoption {
             router,
             sessions: HashMap::new(),
             doubts: HashMap::new(),
+            beginning: 0,
             term: 0,
         }
     }
@@ -192,10 +199,17 @@ impl Adoption {
             let instances = self.suspects(&job, listed);
             info!(id = %job.id(), instances = instances.len(), "in doubt: asking who has it");
             let doubt = Doubt { job, instances };
+            let id = doubt.job.id();
+            let fence = doubt.job.tenure.fence();
             if doubt.is_settled() {
                 free.push(doubt.job);
-            } else {
-                self.doubts.insert(doubt.job.id(), doubt);
+            } else if self
+                .doubts
+                .get(&id)
+                .is_none_or(|it| it.job.tenure.fence() < fence)
+            {
+                // Of two claims of one message the later one is ours: the other one was given back.
+                self.doubts.insert(id, doubt);
             }
         }
         if !free.is_empty() {
@@ -205,18 +219,20 @@ impl Adoption {
     }
 
     fn ask(&mut self) {
-        let mut batches: HashMap<Instance, Vec<Tenancy>> = HashMap::new();
+        let mut asked: HashMap<Instance, Vec<Tenancy>> = HashMap::new();
         for doubt in self.doubts.values() {
             for (instance, (_, knows)) in &doubt.instances {
-                let asked = batches.entry(*instance).or_default();
-                if matches!(knows, Knows::Asked { .. }) && asked.len() < ASK_MAX {
-                    asked.push(doubt.job.tenure.tenancy());
+                if matches!(knows, Knows::Asked { .. }) {
+                    let tenancy = doubt.job.tenure.tenancy();
+                    asked.entry(*instance).or_default().push(tenancy);
                 }
             }
         }
-        for (instance, tenancies) in batches {
-            if let (Some((_, addr)), false) = (self.sessions.get(&instance), tenancies.is_empty()) {
-                addr.do_send(session::Adopt(tenancies));
+        for (instance, tenancies) in asked {
+            if let Some((_, addr)) = self.sessions.get(&instance) {
+                for some in tenancies.chunks(ASK_MAX) {
+                    addr.do_send(session::Adopt(some.to_vec()));
+                }
             }
         }
     }
@@ -276,26 +292,22 @@ impl Adoption {
                     result,
                     session,
                 } => {
-                    found.push((transport, result));
+                    found.push(AdoptedAttempt { transport, result });
                     sessions.push(session);
                 }
                 Knows::Gone { transport } => self.mark_in_doubt(&mut job, &transport, now),
                 _ => {}
             }
         }
-        let Some((transport, result)) = found.pop() else {
+        if found.is_empty() {
             self.dispatcher.do_send(Jobs(vec![job]));
             return;
-        };
-        job.progress
-            .note(now, "adopted", format!("an attempt by {transport}"));
-        let considered = undecided(&job);
-        let happened = Happened::Attempt {
-            transport,
-            considered,
-            result,
-            interrupted: false,
-        };
+        }
+        for attempt in &found {
+            let detail = format!("an attempt by {}", attempt.transport);
+            job.progress.note(now, "adopted", detail);
+        }
+        let happened = Happened::Adopted(found);
         let took = job.since.elapsed();
         self.recorder.do_send(Conclude {
             job,
@@ -326,18 +338,6 @@ impl Adoption {
     }
 }
 
-fn undecided(job: &Job) -> Vec<RecipientIndex> {
-    let all = job.progress.recipients.iter().enumerate();
-    all.filter(|(_, it)| {
-        matches!(
-            it.state,
-            RecipientState::Pending { .. } | RecipientState::Kept { .. }
-        )
-    })
-    .map(|(at, _)| RecipientIndex(at as u32))
-    .collect()
-}
-
 impl Actor for Adoption {
     type Context = Context<Self>;
 
@@ -363,7 +363,10 @@ impl Handler<Jobs> for Adoption {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         };
+        let count = jobs.len();
+        self.beginning += count;
         let begun = asking.into_actor(self).map(move |listed, this, _| {
+            this.beginning -= count;
             if this.term == term {
                 this.begin(jobs, &listed);
             }
@@ -504,7 +507,11 @@ impl Handler<Opened> for Adoption {
 impl Handler<Closed> for Adoption {
     type Result = ();
 
-    fn handle(&mut self, Closed(instance): Closed, _: &mut Self::Context) {
+    fn handle(&mut self, Closed { instance, key }: Closed, _: &mut Self::Context) {
+        if self.sessions.get(&instance).is_none_or(|it| it.0 != key) {
+            // Its successor stands already.
+            return;
+        }
         self.sessions.remove(&instance);
         // What was being ended there is asked for again in the agent's next session.
         for doubt in self.doubts.values_mut() {
@@ -538,7 +545,7 @@ impl Handler<EndTerm> for Adoption {
     }
 }
 
-/// How many doubts are open; for the way down.
+/// How many doubts are open; a bound for claims.
 #[derive(Message)]
 #[rtype(result = "usize")]
 pub struct OpenDoubts;
@@ -547,6 +554,6 @@ impl Handler<OpenDoubts> for Adoption {
     type Result = usize;
 
     fn handle(&mut self, _: OpenDoubts, _: &mut Self::Context) -> usize {
-        self.doubts.len()
+        self.doubts.len() + self.beginning
     }
 }

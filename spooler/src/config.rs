@@ -101,9 +101,7 @@ impl Default for Spooler {
 impl Spooler {
     /// The host name.
     pub fn host(&self) -> String {
-        self.host
-            .clone()
-            .unwrap_or_else(host_name)
+        self.host.clone().unwrap_or_else(host_name)
     }
 
     /// The spooler's name.
@@ -190,7 +188,9 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let source = Source::read(path)?;
         let config: Self = source.parse()?;
-        config.check().map_err(|(key, message)| source.bad(&key, message))?;
+        config
+            .check()
+            .map_err(|(key, message)| source.bad(&key, message))?;
         Ok(config)
     }
 
@@ -205,7 +205,10 @@ impl Config {
             if transport.name.is_empty() {
                 return bad("name", "it is empty".to_owned());
             }
-            if self.transports[..at].iter().any(|it| it.name == transport.name) {
+            if self.transports[..at]
+                .iter()
+                .any(|it| it.name == transport.name)
+            {
                 return bad("name", format!("{} is there twice", transport.name));
             }
             if transport.poll_every < Duration::from_millis(10) {
@@ -221,6 +224,9 @@ impl Config {
 
 /// The machine's own name; what a host without one calls itself is RFC 5321's last resort anyway.
 fn host_name() -> String {
-    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".to_owned())
+    let name = nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok());
+    name.filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".to_owned())
 }

@@ -12,12 +12,12 @@ use pombo_proto::{
 use tracing::{error, warn};
 
 use crate::{
-    adoption::Adoption,
+    adoption::{Adoption, OpenDoubts},
     dispatcher::{Appetite, Dispatcher, Jobs},
     job::{Job, Ordinals},
     membership::TakenOver,
     progress::Progress,
-    store::{ClaimRequest, Claimed, RowData, StoreThread, Write},
+    store::{ClaimRequest, Claimed, Mark, RowData, StoreThread, Write},
 };
 
 /// How often the store is asked without a reason. Everything that this process itself makes due kicks at once; this
@@ -27,6 +27,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const CLAIM_ROWS: usize = 128;
 /// Bytes per claim: what one spooler takes into memory at a time.
 const CLAIM_BYTES: usize = 8 * 1024 * 1024;
+
+/// Messages in doubt that are held at a time: some of them for a minute, until an agent that is gone counts as gone. At
+/// the largest inline bodies that is about as much as a prefetch of 2,000.
+const DOUBTS_MAX: usize = 2_000;
 
 /// There may be something due.
 #[derive(Message, Clone, Copy, Debug)]
@@ -168,7 +172,12 @@ impl Round {
         let Ok(appetite) = self.dispatcher.send(Appetite).await else {
             return false;
         };
-        let limit = appetite.limit.min(CLAIM_ROWS);
+        // What is in doubt waits in memory for its agents' answers.
+        let Ok(doubts) = self.adoption.send(OpenDoubts).await else {
+            return false;
+        };
+        let room = DOUBTS_MAX.saturating_sub(doubts);
+        let limit = appetite.limit.min(CLAIM_ROWS).min(room);
         if limit == 0 {
             return false;
         }
@@ -214,7 +223,8 @@ impl Round {
                 tenure,
                 message,
                 progress,
-                cancelled: row.cancelled,
+                cancelled: row.mark == Mark::Cancel,
+                dropped: row.mark == Mark::Drop,
                 doubt: row.doubt,
                 since: Instant::now(),
             }),
@@ -229,6 +239,7 @@ impl Round {
                     row: RowData {
                         state: QueueState::Dead,
                         due: None,
+                        wake: None,
                         reason: format!("cannot be read: {error}"),
                         transport: None,
                         destination: None,

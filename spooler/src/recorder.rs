@@ -20,7 +20,7 @@ use pombo_proto::{
     link::Lease,
     message::{Body, Envelope, Message as Mail},
     service::http::Health,
-    tenure::{LeaseTag, Origin},
+    tenure::{LeaseTag, Ordinal, Origin},
     time::UnixMillis,
     verbs::Tenancy,
 };
@@ -59,9 +59,18 @@ pub struct Conclude {
     /// The sessions that keep an attempt of it: told Settled after the commit.
     pub sessions: Vec<SessionKey>,
     /// The session whose credit it used.
-    pub spent: Option<SessionKey>,
+    pub spent: Option<Spent>,
     /// How long the attempt took.
     pub took: Duration,
+}
+
+/// A session of which one credit was used. An agent may have had several, one after the other, under one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spent {
+    /// Which agent.
+    pub key: SessionKey,
+    /// Which of its sessions.
+    pub opened: Ordinal,
 }
 
 /// Several.
@@ -90,7 +99,7 @@ pub struct Recorded {
     /// The sessions to tell.
     pub sessions: Vec<SessionKey>,
     /// The session whose credit is free again.
-    pub spent: Option<SessionKey>,
+    pub spent: Option<Spent>,
 }
 
 /// One commit under way; kept until it has succeeded.
@@ -359,7 +368,7 @@ struct Decided {
     /// The attempt's result was not learned: Adopt before the next one.
     doubt: bool,
     sessions: Vec<SessionKey>,
-    spent: Option<SessionKey>,
+    spent: Option<Spent>,
 }
 
 /// A message that nobody has tried, as a row.
@@ -368,6 +377,8 @@ fn fresh_row(message: &Mail, due: UnixMillis, reason: &str) -> RowData {
     RowData {
         state: QueueState::Waiting,
         due: Some(due.max(envelope.deferred_until.unwrap_or_default())),
+        // It waits for no transport, so it is never excluded.
+        wake: None,
         reason: reason.to_owned(),
         transport: None,
         destination: None,
@@ -383,6 +394,7 @@ fn row(message: &Mail, verdict: &Verdict, doubt: bool) -> RowData {
     let base = RowData {
         state: QueueState::Finished,
         due: None,
+        wake: None,
         reason: String::new(),
         transport: None,
         destination: None,
@@ -400,6 +412,7 @@ fn row(message: &Mail, verdict: &Verdict, doubt: bool) -> RowData {
         Disposition::Waiting(waiting) => RowData {
             state: QueueState::Waiting,
             due: Some(waiting.due),
+            wake: Some(waiting.wake),
             reason: waiting.reason.clone(),
             transport: waiting.transport.clone(),
             destination: waiting.destination.clone(),
@@ -420,26 +433,40 @@ fn row(message: &Mail, verdict: &Verdict, doubt: bool) -> RowData {
 
 /// What the log says of an attempt: one line per recipient.
 struct About {
-    attempt: Option<(String, Vec<pombo_proto::ids::RecipientIndex>)>,
+    attempts: Vec<(String, Vec<pombo_proto::ids::RecipientIndex>)>,
 }
 
 impl About {
     fn of(happened: &Happened) -> Self {
-        let attempt = match happened {
+        let attempts = match happened {
             Happened::Attempt {
                 transport,
                 considered,
                 ..
-            } => Some((transport.clone(), considered.clone())),
-            _ => None,
+            } => vec![(transport.clone(), considered.clone())],
+            Happened::Adopted(attempts) => attempts
+                .iter()
+                .map(|it| (it.transport.clone(), verdict::named(&it.result)))
+                .collect(),
+            _ => Vec::new(),
         };
-        Self { attempt }
+        Self { attempts }
     }
 
     fn log(self, envelope: &Envelope, progress: &Progress, now: UnixMillis, took: Duration) {
-        let Some((transport, considered)) = self.attempt else {
-            return;
-        };
+        for (transport, considered) in self.attempts {
+            Self::log_one(transport, considered, envelope, progress, now, took);
+        }
+    }
+
+    fn log_one(
+        transport: String,
+        considered: Vec<pombo_proto::ids::RecipientIndex>,
+        envelope: &Envelope,
+        progress: &Progress,
+        now: UnixMillis,
+        took: Duration,
+    ) {
         for index in considered {
             let (Some(recipient), Some(known)) = (
                 envelope.recipients.get(index.get()),
@@ -577,6 +604,10 @@ impl Handler<EndTerm> for Recorder {
     fn handle(&mut self, _: EndTerm, _: &mut Self::Context) {
         // Verdicts that were never committed are given up: their leases and claims come again.
         self.failed.clear();
+        // Nothing may be left that would find out that the store is well again; the next term begins with a write to it.
+        if self.trouble {
+            self.set_trouble(None);
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, AsyncContext, Context};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use pombo_proto::{
     blob::Blobs,
     link::{Audience, Link},
@@ -16,10 +16,11 @@ use pombo_proto::{
     },
     time::UnixMillis,
 };
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::{
-    adoption::{Adoption, OpenDoubts},
+    adoption::Adoption,
     config::Config,
     control::Control,
     dispatcher::{Dispatcher, Drain, InProcess},
@@ -36,6 +37,8 @@ use crate::{
 /// How often history is pruned, and how often gauges are set.
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 const COUNT_EVERY: Duration = Duration::from_secs(5);
+/// The last verdicts and the good-byes may take so long.
+const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 /// Runs the spooler until SIGTERM or SIGINT. Call it inside an actix system.
 ///
@@ -60,14 +63,54 @@ pub async fn run(config: Config) -> Result<()> {
 
     let (parts, switchboard) = assemble(&config, store.clone(), blobs, health)?;
     tidy(&parts);
-    let signal = asked.asked().await;
-    info!(signal, "asked to end");
-    drain(&parts, &switchboard).await;
+    let failed = tokio::select! {
+        signal = asked.asked() => {
+            info!(signal, "asked to end");
+            None
+        }
+        part = a_part_fails(&parts, &switchboard) => Some(part),
+    };
+    if failed.is_none() {
+        tokio::select! {
+            () = drain(&parts) => {}
+            signal = asked.asked() => warn!(signal, "asked again: the rest is given back, in doubt"),
+        }
+    }
+    if timeout(LEAVE_MAX, leave(&parts, &switchboard))
+        .await
+        .is_err()
+    {
+        warn!("the store takes too long: others will find what was claimed here");
+    }
     parts.link.close().await;
     store.stop().await;
     http.stop().await;
     info!("pombo-spooler has ended");
-    Ok(())
+    match failed {
+        None => Ok(()),
+        Some(part) => bail!("the {part} has failed"),
+    }
+}
+
+/// An actor that panics is gone for good, and what it held with it: better to start over. Resolves with its name.
+async fn a_part_fails(parts: &Parts, switchboard: &actix::Addr<Switchboard>) -> &'static str {
+    let mut look = tokio::time::interval(COUNT_EVERY);
+    loop {
+        look.tick().await;
+        let stand = [
+            ("dispatcher", parts.dispatcher.connected()),
+            ("recorder", parts.recorder.connected()),
+            ("adoption", parts.adoption.connected()),
+            ("outbox", parts.outbox.connected()),
+            ("membership", parts.membership.connected()),
+            ("reception", parts.reception.connected()),
+            ("control", parts.control.connected()),
+            ("switchboard", switchboard.connected()),
+        ];
+        if let Some((part, _)) = stand.iter().find(|(_, stands)| !stands) {
+            return part;
+        }
+    }
 }
 
 /// Downstream first, so that constructors hold the next one's address.
@@ -80,7 +123,9 @@ fn assemble(
     let (ordinals, alive) = (Ordinals::default(), Alive::default());
     let switchboard = Switchboard::default().start();
     let events = Gather::new(switchboard.clone().recipient());
-    let options = config.broker.options(Audience::Spoolers, config.spooler.name())?;
+    let options = config
+        .broker
+        .options(Audience::Spoolers, config.spooler.name())?;
     let link = Link::start(options, move |event| events.push(event));
     let recorder =
         Recorder::new(config.clone(), store.clone(), blobs.clone(), health.clone()).start();
@@ -189,7 +234,7 @@ impl Actor for Tidy {
     }
 }
 
-async fn drain(parts: &Parts, switchboard: &actix::Addr<Switchboard>) {
+async fn drain(parts: &Parts) {
     info!("draining: no new work");
     parts.health.set("draining", Err("going down".to_owned()));
     parts.reception.do_send(Stop);
@@ -199,12 +244,10 @@ async fn drain(parts: &Parts, switchboard: &actix::Addr<Switchboard>) {
     let mut told = tokio::time::Instant::now();
     loop {
         let claiming = parts.outbox.send(IsClaiming).await.unwrap_or(false);
-        let doubts = parts.adoption.send(OpenDoubts).await.unwrap_or(0);
         let (moving, what) = parts.dispatcher.send(InProcess).await.unwrap_or_default();
         let commits = parts.recorder.send(PendingCommits).await.unwrap_or(0);
-        // Doubts wait for others and may take a minute; their claims are simply given back.
-        let busy = moving.saturating_sub(doubts) > 0 || commits > 0 || claiming;
-        if !busy {
+        // Doubts wait for others and may take a minute; they are not counted, their claims are simply given back.
+        if moving == 0 && commits == 0 && !claiming {
             break;
         }
         if tokio::time::Instant::now() > deadline {
@@ -222,6 +265,10 @@ async fn drain(parts: &Parts, switchboard: &actix::Addr<Switchboard>) {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Logs off, records what was lost by that, and gives the claims back.
+async fn leave(parts: &Parts, switchboard: &actix::Addr<Switchboard>) {
     let _ = switchboard.send(LogoffAll).await;
     settle_the_rest(parts).await;
     if let Ok(Some(term)) = switchboard.send(crate::switchboard::LeaveTerm).await {
@@ -234,8 +281,7 @@ async fn settle_the_rest(parts: &Parts) {
     for _ in 0..250 {
         let commits = parts.recorder.send(PendingCommits).await.unwrap_or(0);
         let (moving, _) = parts.dispatcher.send(InProcess).await.unwrap_or_default();
-        let doubts = parts.adoption.send(OpenDoubts).await.unwrap_or(0);
-        if commits == 0 && moving <= doubts {
+        if commits == 0 && moving == 0 {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -77,8 +77,10 @@ pub struct Wire(pub Parts);
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct SessionOver {
-    /// Which.
+    /// With which agent.
     pub key: SessionKey,
+    /// Which of its sessions.
+    pub addr: Addr<Session>,
     /// Why.
     pub reason: String,
 }
@@ -245,7 +247,9 @@ impl Switchboard {
 
     fn end_term(&mut self, reason: &str, ctx: &mut Context<Self>) {
         let Some(parts) = &self.parts else { return };
-        parts.health.set("broker", Err(format!("not connected: {reason}")));
+        parts
+            .health
+            .set("broker", Err(format!("not connected: {reason}")));
         // Without a term it never stood, or has not come back: the link itself has logged that.
         let Some(term) = self.term.take() else { return };
         warn!(incarnation = %term, reason, "the link is down");
@@ -261,10 +265,11 @@ impl Switchboard {
             parts.adoption.clone(),
         );
         let membership = parts.membership.clone();
+        // At once, so that no delivery of the next incarnation comes to the dispatcher before this.
+        dispatcher.do_send(EndTerm);
         // What was in process is dropped before the claims are given back, so that nothing is recorded in between under
         // a fence that somebody else may have raised. (It would lose; this only spares the work.)
         let work = async move {
-            let _ = dispatcher.send(EndTerm).await;
             let _ = adoption.send(EndTerm).await;
             let _ = recorder.send(EndTerm).await;
             let _ = membership.send(Leave(term)).await;
@@ -371,7 +376,8 @@ impl Switchboard {
                 warn!(%error, transport, "cannot list an agent in the store: no session yet");
                 return;
             }
-            let (Some(parts), true) = (&this.parts, this.term == Some(term)) else {
+            let wanted = this.term == Some(term) && !this.draining;
+            let (Some(parts), true) = (&this.parts, wanted) else {
                 return;
             };
             let peer = session::Peer {
@@ -398,7 +404,11 @@ impl Switchboard {
 impl Handler<SessionOver> for Switchboard {
     type Result = ();
 
-    fn handle(&mut self, SessionOver { key, reason }: SessionOver, _: &mut Self::Context) {
+    fn handle(&mut self, over: SessionOver, _: &mut Self::Context) {
+        let SessionOver { key, addr, reason } = over;
+        if self.sessions.get(&key).is_none_or(|it| it.addr != addr) {
+            return;
+        }
         if let Some(open) = self.sessions.remove(&key) {
             info!(transport = open.transport, agent = %open.instance, reason, "session ended");
         }

@@ -19,6 +19,7 @@
 //!
 //! All texts of configuration files are in this file; what runs is in `running`.
 
+mod messages;
 mod running;
 
 use std::{
@@ -214,6 +215,20 @@ impl Agent {
         self.line("pick_up.mode = \"poll\"")
     }
 
+    /// A transport of a company's own, which does what recipients' addresses say: see [`crate::scripted`]. Read its journal by
+    /// [`Installation::journal`], open its gates by [`Installation::open_gate`].
+    pub fn scripted(name: &str) -> Self {
+        Self::of_kind(name, "scripted")
+            .line(&format!("journal = \"{{state}}/{name}.journal\""))
+            .line(&format!("gates = \"{{state}}/drop/{name}\""))
+    }
+
+    /// Of a scripted one: delivers what is put into its folder, see [`Installation::drop_folder`].
+    pub fn delivers(self) -> Self {
+        let line = format!("inbound = \"{{state}}/drop/{}\"", self.name);
+        self.line(&line)
+    }
+
     /// Works for this transport; by default for one named as the agent is.
     pub fn transport(mut self, name: &str) -> Self {
         self.transport = name.into();
@@ -265,6 +280,16 @@ impl Agent {
             quoted_path(&certificate),
             quoted_path(&key)
         )))
+    }
+}
+
+impl Agent {
+    /// Which program hosts it.
+    fn binary(&self) -> &'static str {
+        match self.kind.as_str() {
+            "scripted" => "pombo-scripted-agent",
+            _ => "pombo-agent",
+        }
     }
 }
 

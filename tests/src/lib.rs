@@ -22,6 +22,7 @@ pub mod ports;
 pub mod process;
 pub mod reaper;
 pub mod scratch;
+pub mod scripted;
 pub mod service;
 pub mod sink;
 pub mod tls;

@@ -1,7 +1,5 @@
 //! The link against a real broker: what is confirmed, leased, acked, told, returned, buried and rebuilt.
 
-mod common_broker;
-
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
@@ -9,7 +7,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use common_broker::Broker;
 use futures_util::future::join_all;
 use lapin::{
     BasicProperties, ConnectionProperties,
@@ -29,6 +26,7 @@ use pombo_proto::{
     topology::{SpoolClass, Topology},
     verbs::Verb,
 };
+use pombo_tests::Broker;
 use tokio::{net::TcpStream, sync::mpsc, task::JoinHandle};
 
 /// Generous: other things compile on the same cores.
@@ -399,7 +397,7 @@ async fn packets_go_both_ways_in_order_and_to_everybody() {
     let mut asker = Peer::up(options(&url, &prefix, Audience::Nobody)).await;
     let hello = packet(agent.incarnation, Incarnation::EVERYONE, 0);
     agent.link.announce(Audience::Spoolers, &hello);
-    assert_eq!(spooler.packets(1).await, [hello.clone()]);
+    assert_eq!(spooler.packets(1).await, std::slice::from_ref(&hello));
     assert_eq!(other.packets(1).await, [hello]);
     for number in 0..2_000 {
         let packet = packet(spooler.incarnation, agent.incarnation, number);

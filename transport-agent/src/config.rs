@@ -8,7 +8,10 @@ use pombo_proto::{
 };
 use serde::{Deserialize, de::IgnoredAny};
 
-use crate::{host::registry, provider::Transport};
+use crate::{
+    host::registry::{self, Kind},
+    provider::Transport,
+};
 
 /// The file, parsed. The transport itself is made from its own section by [`Config::transport`].
 #[derive(Clone, Debug)]
@@ -25,6 +28,7 @@ pub struct Config {
     pub http: Http,
     /// Logs.
     pub log: Log,
+    kinds: &'static [Kind],
     source: Source,
 }
 
@@ -88,7 +92,15 @@ impl Config {
     /// # Errors
     /// With file, line, column and key.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        Self::parse(Source::read(path)?)
+        Self::load_of(path, registry::KINDS)
+    }
+
+    /// The same for an agent with kinds of its own.
+    ///
+    /// # Errors
+    /// With file, line, column and key.
+    pub fn load_of(path: &Path, kinds: &'static [Kind]) -> Result<Self, Error> {
+        Self::parse_of(Source::read(path)?, kinds)
     }
 
     /// The same from a text.
@@ -96,10 +108,15 @@ impl Config {
     /// # Errors
     /// With file, line, column and key.
     pub fn parse(source: Source) -> Result<Self, Error> {
+        Self::parse_of(source, registry::KINDS)
+    }
+
+    fn parse_of(source: Source, kinds: &'static [Kind]) -> Result<Self, Error> {
         let sections: BTreeMap<String, IgnoredAny> = source.parse()?;
         for name in sections.keys() {
-            if !COMMON.contains(&name.as_str()) && registry::kind(name).is_none() {
-                return Err(source.bad(name, format!("no such section; there are {}", known())));
+            if !COMMON.contains(&name.as_str()) && registry::kind(kinds, name).is_none() {
+                let message = format!("no such section; there are {}", known(kinds));
+                return Err(source.bad(name, message));
             }
         }
         let missing = |name: &str| source.bad(name, format!("the section [{name}] is missing"));
@@ -112,6 +129,7 @@ impl Config {
             blobs: source.section("blobs")?.ok_or_else(|| missing("blobs"))?,
             http: source.section("http")?.unwrap_or_default(),
             log: source.section("log")?.unwrap_or_default(),
+            kinds,
             source,
         };
         config.check()?;
@@ -123,15 +141,19 @@ impl Config {
     /// # Errors
     /// What is wrong with its section.
     pub fn transport(&self) -> Result<Arc<dyn Transport>, Error> {
-        match registry::kind(&self.transport.kind) {
+        match registry::kind(self.kinds, &self.transport.kind) {
             Some(kind) => (kind.make)(&self.source),
-            None => Err(self.bad("transport.kind", format!("there are {}", kinds()))),
+            None => Err(self.no_such_kind()),
         }
     }
 
     /// An error about the value of a key.
     pub fn bad(&self, key: &str, message: impl std::fmt::Display) -> Error {
         self.source.bad(key, message)
+    }
+
+    fn no_such_kind(&self) -> Error {
+        self.bad("transport.kind", format!("there are {}", names(self.kinds)))
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -141,8 +163,8 @@ impl Config {
             let message = "1 to 64 letters, digits, '-', '_' or '.'";
             return Err(self.bad("transport.name", message));
         }
-        if registry::kind(&self.transport.kind).is_none() {
-            return Err(self.bad("transport.kind", format!("there are {}", kinds())));
+        if registry::kind(self.kinds, &self.transport.kind).is_none() {
+            return Err(self.no_such_kind());
         }
         if !(1..=64).contains(&self.agent.threads) {
             return Err(self.bad("agent.threads", "1 to 64"));
@@ -160,13 +182,13 @@ impl Config {
     }
 }
 
-fn kinds() -> String {
-    let names: Vec<_> = registry::KINDS.iter().map(|kind| kind.name).collect();
+fn names(kinds: &[Kind]) -> String {
+    let names: Vec<_> = kinds.iter().map(|kind| kind.name).collect();
     names.join(", ")
 }
 
-fn known() -> String {
-    format!("{}, {}", COMMON.join(", "), kinds())
+fn known(kinds: &[Kind]) -> String {
+    format!("{}, {}", COMMON.join(", "), names(kinds))
 }
 
 #[cfg(test)]

@@ -56,6 +56,8 @@ pub trait Transport: Send + Sync + 'static {
     async fn submit_message(&self, message: Arc<Submission>) -> SubmitResult;
 
     /// EndMessage: the spooler hands over for good. The reference is dead when this returns.
+    ///
+    /// A cancel may come now, too: who has kept the [`Submission`] hears of it by [`Submission::cancelled`].
     async fn end_message(&self, ended: Ended) -> EndMessageFlag {
         ended.suggested
     }

@@ -37,7 +37,10 @@ fn main() -> ExitCode {
     }
     match actix::System::new().block_on(service::run(config)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => refuse(&format!("{error:#}")),
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

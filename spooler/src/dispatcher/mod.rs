@@ -30,12 +30,12 @@ use tracing::{debug, info};
 
 use crate::{
     config::Config,
-    destination::{Destinations, MayStart, Reach},
+    destination::{Destinations, MayStart, Reach, Ticket},
     gather::Gathered,
     job::{Job, Ordinals, SessionKey},
     pick::{Credit, Pick, Shares},
-    progress::Progress,
-    recorder::{Conclude, Move, Moved, Recorded, Recorder},
+    progress::{Progress, RecipientState},
+    recorder::{Conclude, Move, Moved, Recorded, Recorder, Spent},
     router::{self, Router},
     session::{self, Session},
     store::Written,
@@ -55,17 +55,28 @@ use sessions::Sessions;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A job that stood so long in others' way is parked in the outbox.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Nothing is ready for longer than this: the broker closes the channel of a delivery that is not acked for half an hour,
+/// and a claim keeps others from it.
+const READY_MAX: Duration = Duration::from_secs(600);
 /// A destination that made others wait is not waited for again so soon: what follows is parked at once.
 const SLOW_FOR: Duration = Duration::from_secs(60);
 /// Rows that need no credit (cancelled, expired, nobody's) are claimed even when there is none, so many at a time.
 const APPETITE_MIN: usize = 16;
-/// How often rows of transports that are away are claimed all the same, to see whether they have expired.
-const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// So many of them may be ready besides what is leased.
+const READY_CLAIMS_MAX: usize = 128;
+
+/// Why a drain parks.
+const GOING_DOWN: &str = "moved here because its spooler was going down";
 
 /// The pick's own reserve is over all credit; ours is per transport ([`sessions`]).
 const PLENTY: Credit = Credit { free: 1, total: 1 };
 /// What a transport said of a message that nobody claimed meanwhile is forgotten after this; its deadline then decides.
 const SAID_FOR: Duration = Duration::from_secs(300);
+/// Of so many messages at most.
+const SAID_MAX: usize = 20_000;
+
+/// What one submitted message occupies, by destination.
+type Tickets = Vec<(Arc<str>, Ticket)>;
 
 /// Messages obtained by claims.
 #[derive(Message)]
@@ -124,10 +135,18 @@ pub struct SessionOpened {
     pub addr: Addr<Session>,
 }
 
-/// A session has ended. Its jobs come back through the recorder.
+/// A session has ended. Its jobs come back through the recorder. Answered by [`session::Farewell`]: what had been submitted
+/// to it before this is in its mailbox, and comes back first.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct SessionClosed(pub SessionKey);
+pub struct SessionClosed {
+    /// With which agent.
+    pub key: SessionKey,
+    /// Which of its sessions; `None`: it never stood.
+    pub opened: Option<Ordinal>,
+    /// Whom to answer.
+    pub addr: Addr<Session>,
+}
 
 /// What a transport takes.
 #[derive(Message, Clone)]
@@ -172,8 +191,8 @@ pub struct Forget(pub MessageId);
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct AttemptOver {
-    /// Which message.
-    pub id: MessageId,
+    /// Which message, under which fence.
+    pub tenancy: Tenancy,
     /// What it means for its destinations.
     pub results: Vec<(Arc<str>, Reach)>,
 }
@@ -208,10 +227,11 @@ pub struct Dispatcher {
     slow: HashMap<LaneKey, Instant>,
     sent_deferred: HashMap<MessageId, (SentDeferred, Instant)>,
     moving: Moving,
+    /// What submitted messages occupy. By fence too: a lease may still be under way when its twin is claimed.
+    tickets: HashMap<Tenancy, (Arc<str>, Tickets)>,
     leasing: bool,
     store_trouble: bool,
     draining: bool,
-    swept: Instant,
 }
 
 impl Dispatcher {
@@ -239,10 +259,10 @@ impl Dispatcher {
             }),
             slow: HashMap::new(),
             sent_deferred: HashMap::new(),
+            tickets: HashMap::new(),
             leasing: false,
             store_trouble: false,
             draining: false,
-            swept: Instant::now(),
         }
     }
 
@@ -270,12 +290,19 @@ impl Dispatcher {
     fn intake(&mut self, mut job: Job, now: UnixMillis) {
         let id = job.id();
         job.cancelled |= self.moving.is_cancelled(id);
+        if job.cancelled {
+            self.abort_deferred(&job);
+        }
         if let Some((said, _)) = self.sent_deferred.remove(&id) {
             let happened = Happened::SentDeferred {
                 transport: said.transport,
                 statuses: said.statuses,
             };
             return self.conclude(job, happened);
+        }
+        if job.dropped {
+            let reason = "given up by the administrator".to_owned();
+            return self.conclude(job, Happened::GivenUp { reason });
         }
         let envelope = job.message.envelope.clone();
         let case = Case {
@@ -291,8 +318,29 @@ impl Dispatcher {
         }
     }
 
+    /// Transports that keep recipients of a cancelled message forget them.
+    fn abort_deferred(&self, job: &Job) {
+        let mut told: Vec<&str> = Vec::new();
+        for known in &job.progress.recipients {
+            let kept = matches!(known.state, RecipientState::Kept { .. });
+            if let (true, Some(transport)) = (kept, known.transport.as_deref())
+                && !told.contains(&transport)
+            {
+                told.push(transport);
+                let tenancy = job.tenure.tenancy();
+                self.sessions.abort_deferred(transport, tenancy);
+            }
+        }
+    }
+
     /// Into its lane, unless everything it is for is given a rest.
     fn enqueue(&mut self, job: Job, plan: Plan, now: UnixMillis) {
+        if self.draining {
+            // Delivered or claimed just before the drain began, or adopted since.
+            let recipients = plan.recipients.into_iter().map(|it| (it, now)).collect();
+            let reason = GOING_DOWN.to_owned();
+            return self.conclude(job, Happened::Parked { reason, recipients });
+        }
         let transport: Arc<str> = plan.transport.as_str().into();
         let (mut considered, mut resting) = (Vec::new(), Vec::new());
         let mut lane = None;
@@ -337,6 +385,18 @@ impl Dispatcher {
                 queued,
             },
         );
+    }
+
+    /// A transport is away: what was ready for it waits in the outbox, or goes to the next one.
+    fn reconsider(&mut self, transport: &str) {
+        let now = UnixMillis::now();
+        for key in self.ready.keys() {
+            if &*key.transport == transport {
+                for ready in self.ready.take_older(&key, Instant::now()) {
+                    self.intake(ready.job, now);
+                }
+            }
+        }
     }
 
     /// Not now: back into (or for the first time into) the outbox.
@@ -456,14 +516,15 @@ impl Dispatcher {
                 )
             })
             .collect();
+        let transport = key.transport.clone();
+        self.tickets
+            .insert(job.tenure.tenancy(), (transport.clone(), tickets));
         self.sessions.spend(session);
         let agent = self.sessions.agent(session);
-        let transport = key.transport.clone();
         let stage = Stage::Submitted {
             transport,
             agent,
             session,
-            tickets,
         };
         self.moving.stage(job.id(), stage);
         session::Submission {
@@ -477,11 +538,26 @@ impl Dispatcher {
     fn park_the_slow(&mut self) {
         let now = Instant::now();
         self.slow.retain(|_, since| now - *since < SLOW_FOR);
-        let crowded = self.ready.len() * 2 >= usize::from(self.config.spooler.prefetch.normal);
-        if !crowded {
-            return;
-        }
         let mut parked = Vec::new();
+        if let Some(until) = now.checked_sub(READY_MAX) {
+            for key in self.ready.keys() {
+                let taken = self.ready.take_older(&key, until);
+                let reason = format!("{} had no room for too long", shown(&key));
+                parked.extend(taken.into_iter().map(|it| (it, reason.clone())));
+            }
+        }
+        let crowded = self.ready.len() * 2 >= usize::from(self.config.spooler.prefetch.normal);
+        if crowded {
+            self.take_the_slow(now, &mut parked);
+        }
+        let now = UnixMillis::now();
+        for (ready, reason) in parked {
+            let until = now.after(Duration::from_millis(fastrand::u64(1_000..4_000)));
+            self.park(ready, reason, until);
+        }
+    }
+
+    fn take_the_slow(&mut self, now: Instant, parked: &mut Vec<(ReadyJob, String)>) {
         for key in self.ready.keys() {
             let credit = self.sessions.has_credit(&key.transport, Priority::Urgent);
             if !credit && !self.sessions.any_credit() {
@@ -509,11 +585,6 @@ impl Dispatcher {
                     .into_iter()
                     .map(|it| (it, format!("{} {what}", shown(&key)))),
             );
-        }
-        let now = UnixMillis::now();
-        for (ready, reason) in parked {
-            let until = now.after(Duration::from_millis(fastrand::u64(1_000..4_000)));
-            self.park(ready, reason, until);
         }
     }
 }
@@ -559,6 +630,7 @@ impl Handler<EndTerm> for Dispatcher {
         self.adjust_leasing();
         let dropped = self.ready.drain().len();
         self.destinations = Destinations::new(self.config.destinations.clone());
+        self.tickets.clear();
         self.moving.clear();
         if dropped > 0 {
             info!(
@@ -575,6 +647,10 @@ impl Handler<Leases> for Dispatcher {
     fn handle(&mut self, Leases(leases): Leases, _: &mut Self::Context) {
         let now = UnixMillis::now();
         for lease in leases {
+            if self.term.is_some_and(|it| it != lease.tag.incarnation) {
+                // It comes again.
+                continue;
+            }
             let id = lease.message.envelope.id;
             let since = self.ordinals.next();
             let unrouted = lease.tag.class == SpoolClass::Unrouted;
@@ -594,6 +670,7 @@ impl Handler<Leases> for Dispatcher {
                         message,
                         progress,
                         cancelled: false,
+                        dropped: false,
                         doubt: false,
                         since,
                     };
@@ -632,21 +709,26 @@ impl Handler<Appetite> for Dispatcher {
         }
         let free = self.sessions.free_credit();
         let limit = free.saturating_sub(self.ready.len());
-        let mut excluded: Vec<(String, Option<String>)> = Vec::new();
-        // Rows of transports that are away must still expire in time.
-        if self.swept.elapsed() < SWEEP_EVERY {
-            let without = |name: &&str| !self.sessions.has_credit(name, Priority::Normal);
-            let names = self.config.transports.iter().map(|it| it.name.as_str());
-            excluded.extend(names.filter(without).map(|name| (name.to_owned(), None)));
+        // What is claimed without credit adds up, so there is an end to it.
+        let prefetch = SpoolClass::ALL.map(|it| usize::from(self.config.spooler.prefetch.of(it)));
+        let roof = prefetch.iter().sum::<usize>() + READY_CLAIMS_MAX;
+        let least = if self.ready.len() < roof {
+            APPETITE_MIN
         } else {
-            self.swept = Instant::now();
-        }
+            0
+        };
+        let without = |name: &&str| !self.sessions.has_credit(name, Priority::Normal);
+        let names = self.config.transports.iter().map(|it| it.name.as_str());
+        let mut excluded: Vec<(String, Option<String>)> = names
+            .filter(without)
+            .map(|name| (name.to_owned(), None))
+            .collect();
         let now = UnixMillis::now();
         let closed = self.destinations.closed(now);
         excluded
             .extend(closed.map(|(transport, it, _)| (transport.to_owned(), Some(it.to_owned()))));
         Hunger {
-            limit: limit.max(APPETITE_MIN),
+            limit: limit.max(least),
             excluded,
         }
     }
@@ -668,11 +750,16 @@ impl Handler<SessionOpened> for Dispatcher {
 impl Handler<SessionClosed> for Dispatcher {
     type Result = ();
 
-    fn handle(&mut self, SessionClosed(key): SessionClosed, _: &mut Self::Context) {
-        if let Some(transport) = self.sessions.close(key) {
+    fn handle(&mut self, closed: SessionClosed, _: &mut Self::Context) {
+        let SessionClosed { key, opened, addr } = closed;
+        if let Some(transport) = opened.and_then(|it| self.sessions.close(key, it)) {
             let available = self.sessions.is_available(&transport);
             self.router.set_available(&transport, available);
+            if !available {
+                self.reconsider(&transport);
+            }
         }
+        addr.do_send(session::Farewell);
         self.adjust_leasing();
     }
 }
@@ -702,7 +789,7 @@ impl Handler<AttemptOver> for Dispatcher {
 
     fn handle(&mut self, over: AttemptOver, _: &mut Self::Context) {
         let now = UnixMillis::now();
-        let Some((transport, tickets)) = self.moving.take_tickets(over.id) else {
+        let Some((transport, tickets)) = self.tickets.remove(&over.tenancy) else {
             return;
         };
         for (destination, ticket) in tickets {
@@ -714,7 +801,9 @@ impl Handler<AttemptOver> for Dispatcher {
                 destination,
             });
         }
-        self.moving.stage(over.id, Stage::Recording);
+        if self.moving.is_under(over.tenancy) {
+            self.moving.stage(over.tenancy.id, Stage::Recording);
+        }
     }
 }
 
@@ -722,7 +811,19 @@ impl Handler<SentDeferred> for Dispatcher {
     type Result = ();
 
     fn handle(&mut self, said: SentDeferred, _: &mut Self::Context) {
-        self.sent_deferred.insert(said.id, (said, Instant::now()));
+        let now = Instant::now();
+        let full = self.sent_deferred.len() >= SAID_MAX;
+        match self.sent_deferred.get_mut(&said.id) {
+            // It says more than fits into one frame.
+            Some((known, at)) if known.transport == said.transport => {
+                known.statuses.extend(said.statuses);
+                *at = now;
+            }
+            None if full => {}
+            _ => {
+                self.sent_deferred.insert(said.id, (said, now));
+            }
+        }
     }
 }
 
@@ -742,9 +843,11 @@ impl Handler<Gathered<Recorded>> for Dispatcher {
         let mut settled: HashMap<SessionKey, Vec<Tenancy>> = HashMap::new();
         for done in recorded.take() {
             acks.extend(done.lease);
-            self.moving.end(done.tenancy.id);
-            if let Some(session) = done.spent {
-                self.sessions.give_back(session);
+            if self.moving.is_under(done.tenancy) {
+                self.moving.end(done.tenancy.id);
+            }
+            if let Some(Spent { key, opened }) = done.spent {
+                self.sessions.give_back(key, opened);
             }
             // Who lost settles nothing: the attempt belongs to whoever won.
             if done.written == Written::Won {
@@ -800,8 +903,7 @@ impl Handler<Drain> for Dispatcher {
         self.adjust_leasing();
         let now = UnixMillis::now();
         for ready in self.ready.drain() {
-            let reason = "moved here because its spooler was going down".to_owned();
-            self.park(ready, reason, now);
+            self.park(ready, GOING_DOWN.to_owned(), now);
         }
     }
 }

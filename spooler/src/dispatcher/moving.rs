@@ -12,13 +12,11 @@ use pombo_proto::{
     ids::{Fence, MessageId},
     message::Envelope,
     time::UnixMillis,
+    verbs::Tenancy,
 };
 
 use super::{Dispatcher, ReadyJob};
-use crate::{
-    control::from_envelope, destination::Ticket, job::SessionKey, progress::Progress,
-    verdict::Happened,
-};
+use crate::{control::from_envelope, job::SessionKey, progress::Progress, verdict::Happened};
 
 /// A cancel that nobody here could act on is remembered for so long, in case the message is leased here next.
 const MARK_FOR: Duration = Duration::from_secs(600);
@@ -39,7 +37,6 @@ pub(super) enum Stage {
         transport: Arc<str>,
         agent: String,
         session: SessionKey,
-        tickets: Vec<(Arc<str>, Ticket)>,
     },
     /// The verdict is on its way into the store.
     Recording,
@@ -120,14 +117,11 @@ impl Moving {
         self.entries.len()
     }
 
-    /// What a submitted message occupies: its transport, and a ticket per destination.
-    pub fn take_tickets(&mut self, id: MessageId) -> Option<(Arc<str>, Vec<(Arc<str>, Ticket)>)> {
-        match &mut self.entries.get_mut(&id)?.stage {
-            Stage::Submitted {
-                transport, tickets, ..
-            } => Some((transport.clone(), std::mem::take(tickets))),
-            _ => None,
-        }
+    /// Whether it moves here under this very fence.
+    pub fn is_under(&self, tenancy: Tenancy) -> bool {
+        self.entries
+            .get(&tenancy.id)
+            .is_some_and(|entry| entry.fence == tenancy.fence)
     }
 
     pub fn is_cancelled(&self, id: MessageId) -> bool {

@@ -167,15 +167,22 @@ impl Ready {
 
     /// Takes one message out, wherever it stands.
     pub fn take(&mut self, id: MessageId) -> Option<ReadyJob> {
-        for lane in self.lanes.values_mut() {
+        let mut found = None;
+        for (key, lane) in &mut self.lanes {
             for queue in &mut lane.classes {
                 if let Some(at) = queue.iter().position(|ready| ready.job.id() == id) {
-                    self.count -= 1;
-                    return queue.remove(at);
+                    found = Some((key.clone(), queue.remove(at)?));
                 }
             }
         }
-        None
+        let (key, ready) = found?;
+        self.count -= 1;
+        if let Some(lane) = self.lanes.get(&key)
+            && lane.classes.iter().all(VecDeque::is_empty)
+        {
+            self.lanes.remove(&key);
+        }
+        Some(ready)
     }
 
     /// Takes everything.

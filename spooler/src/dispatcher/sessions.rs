@@ -13,7 +13,7 @@ use pombo_proto::{
 use super::{SessionOpened, SessionStatus};
 use crate::{
     job::SessionKey,
-    session::{Cancel, Session, Settle, Submission, Submit},
+    session::{AbortDeferred, Cancel, Session, Settle, Submission, Submit},
 };
 
 /// One part in so many of a transport's credit is kept for urgent messages.
@@ -60,8 +60,11 @@ impl Sessions {
         self.views.insert(opened.key, view);
     }
 
-    /// Forgets a session; names its transport.
-    pub fn close(&mut self, key: SessionKey) -> Option<String> {
+    /// Forgets a session; names its transport. Not the one that the same agent has opened since.
+    pub fn close(&mut self, key: SessionKey, opened: Ordinal) -> Option<String> {
+        if self.views.get(&key)?.opened != opened {
+            return None;
+        }
         self.views.remove(&key).map(|view| view.transport)
     }
 
@@ -128,8 +131,10 @@ impl Sessions {
         }
     }
 
-    pub fn give_back(&mut self, key: SessionKey) {
-        if let Some(view) = self.views.get_mut(&key) {
+    pub fn give_back(&mut self, key: SessionKey, opened: Ordinal) {
+        if let Some(view) = self.views.get_mut(&key)
+            && view.opened == opened
+        {
             view.outstanding = view.outstanding.saturating_sub(1);
         }
     }
@@ -150,6 +155,13 @@ impl Sessions {
     pub fn cancel(&self, key: SessionKey, id: MessageId) {
         if let Some(view) = self.views.get(&key) {
             view.addr.do_send(Cancel(id));
+        }
+    }
+
+    /// Whichever agent of the transport keeps the message hears that it is cancelled.
+    pub fn abort_deferred(&self, transport: &str, tenancy: Tenancy) {
+        for (_, view) in self.of(transport) {
+            view.addr.do_send(AbortDeferred(tenancy));
         }
     }
 

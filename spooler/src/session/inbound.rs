@@ -6,8 +6,11 @@ use actix::{Context, Handler};
 use pombo_proto::{
     gate::{Permit, StartReply},
     ids::{Correlation, Reference},
-    ladder::{PeerMisbehaved, reception::Reception as Ladder},
-    verbs::{StartResult, Verb},
+    ladder::{
+        PeerMisbehaved,
+        reception::{Action, Reception as Ladder},
+    },
+    verbs::{StartResult, TransportNotification, Verb},
 };
 use tracing::{debug, info};
 
@@ -25,6 +28,18 @@ impl Receiving {
         self.permits.is_empty()
     }
 
+    /// Those that can be stopped: their references.
+    fn cancel(&mut self) -> Vec<Reference> {
+        let mut references = Vec::new();
+        for (_, ladder) in self.permits.values_mut() {
+            ladder.handle_cancel();
+            while let Some(Action::SendCancel { reference }) = ladder.poll_action() {
+                references.push(reference);
+            }
+        }
+        references
+    }
+
     pub fn reference(
         &mut self,
         correlation: Correlation,
@@ -39,6 +54,13 @@ impl Receiving {
 }
 
 impl Session {
+    /// The session ends by our wish while messages are being delivered: the transport keeps them where they are.
+    pub(super) fn cancel_receptions(&mut self) {
+        for reference in self.receiving.cancel() {
+            self.notify(TransportNotification::CancelReception { reference });
+        }
+    }
+
     pub(super) fn start_replied(
         &mut self,
         correlation: Correlation,

@@ -47,6 +47,11 @@ const TICK: Duration = Duration::from_millis(500);
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Logon and AddressTypes must be answered within this.
 const LOGON_MAX: Duration = Duration::from_secs(30);
+/// An attempt that takes longer no longer holds its lease: the broker closes the channel of a delivery that is not acked
+/// for half an hour.
+const LEASED_MAX: Duration = Duration::from_secs(600);
+/// An attempt that takes longer is asked to return. Beyond everything that SMTP's own time-outs allow for one message.
+const ATTEMPT_MAX: Duration = Duration::from_secs(2 * 3600);
 
 /// The other side of a session.
 #[derive(Clone, Debug)]
@@ -86,6 +91,11 @@ pub struct Submission {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Cancel(pub MessageId);
+
+/// CANCEL_MESSAGE with ABORT_DEFERRED, for a message that the transport keeps.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct AbortDeferred(pub Tenancy);
 
 /// The store has recorded these.
 #[derive(Message)]
@@ -131,6 +141,12 @@ pub struct Logoff;
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct End(pub &'static str);
+
+/// The dispatcher knows that the session is over: nothing more will be submitted to it. An actor that stops drops what is in
+/// its mailbox, so a session stops only now.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Farewell;
 
 /// Its row in `pombo transports`.
 #[derive(Message)]
@@ -231,6 +247,9 @@ impl Session {
 
     /// Everything that this handler had to say goes in as few packets as the peer's answers allow.
     fn flush(&mut self, ctx: &mut Context<Self>) {
+        if self.life == Life::Over {
+            return;
+        }
         let now = Instant::now();
         while let Some(packet) = self.out.poll_packet(now) {
             self.parts.link.send(&packet);
@@ -253,21 +272,27 @@ impl Session {
         debug!(transport = self.peer.transport, agent = %self.peer.instance, reason, "ending the session");
         self.life = Life::Over;
         let key = self.peer.key;
-        self.parts
-            .dispatcher
-            .do_send(dispatcher::SessionClosed(key));
-        self.parts
-            .adoption
-            .do_send(adoption::Closed(self.peer.instance));
+        self.parts.dispatcher.do_send(dispatcher::SessionClosed {
+            key,
+            opened: self.opened,
+            addr: self.this(),
+        });
+        self.parts.adoption.do_send(adoption::Closed {
+            instance: self.peer.instance,
+            key,
+        });
         self.parts.reception.do_send(reception::Closed(key));
         self.lose_submissions();
         self.switchboard.do_send(SessionOver {
             key,
+            addr: self.this(),
             reason: reason.to_owned(),
         });
         let no_session = outbound::no_session(self.mine, key, self.out.epoch());
         self.parts.link.send(&no_session);
-        ctx.stop();
+        if let Some(timer) = self.flush_timer.take() {
+            ctx.cancel_future(timer);
+        }
     }
 
     fn packet(&mut self, packet: Packet, ctx: &mut Context<Self>) -> Result<(), &'static str> {
@@ -362,6 +387,9 @@ impl Session {
     }
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
+        if self.life == Life::Over {
+            return;
+        }
         let silent = self.heard.elapsed() > SILENCE_MAX && !self.blocked;
         let stuck = self.life != Life::Open && self.since.elapsed() > LOGON_MAX;
         if silent || stuck {
@@ -377,6 +405,7 @@ impl Session {
         }
         if self.life == Life::Open {
             self.poll_and_idle();
+            self.look_at_the_long();
         }
         self.flush(ctx);
     }
@@ -396,6 +425,9 @@ impl Handler<Received> for Session {
     type Result = ();
 
     fn handle(&mut self, Received(packet): Received, ctx: &mut Self::Context) {
+        if self.life == Life::Over {
+            return;
+        }
         match self.packet(packet, ctx) {
             Ok(()) => self.flush(ctx),
             Err(reason) => self.end(reason, ctx),
@@ -408,6 +440,14 @@ impl Handler<End> for Session {
 
     fn handle(&mut self, End(reason): End, ctx: &mut Self::Context) {
         self.end(reason, ctx);
+    }
+}
+
+impl Handler<Farewell> for Session {
+    type Result = ();
+
+    fn handle(&mut self, _: Farewell, ctx: &mut Self::Context) {
+        ctx.stop();
     }
 }
 
@@ -433,6 +473,7 @@ impl Handler<Logoff> for Session {
     type Result = ();
 
     fn handle(&mut self, _: Logoff, ctx: &mut Self::Context) {
+        self.cancel_receptions();
         self.notify(TransportNotification::EndInbound);
         self.notify(TransportNotification::EndOutbound);
         self.say(Verb::TransportLogoff);

@@ -1,6 +1,9 @@
 //! Submissions of this session: the ladder of each, and what it ends in.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actix::{Context, Handler};
 use pombo_proto::{
@@ -11,17 +14,21 @@ use pombo_proto::{
         submission::{Action, AttemptResult, Ended, Submission as Ladder},
     },
     outcome::{EndMessageFlag, RecipientStatus, SubmitResult},
+    tenure::Origin,
     time::UnixMillis,
     verbs::{Refusal, Submit as SubmitArguments, Tenancy, TransportNotification, Verb},
 };
 
-use super::{Adopt, Cancel, EndAdopted, Session, Settle, Submission, Submit};
+use super::{
+    ATTEMPT_MAX, AbortDeferred, Adopt, Cancel, EndAdopted, LEASED_MAX, Session, Settle, Submission,
+    Submit,
+};
 use crate::{
     adoption,
     destination::{Reach, Reaches},
     dispatcher::AttemptOver,
     job::Job,
-    recorder::Conclude,
+    recorder::{Conclude, Spent},
     router,
     verdict::Happened,
 };
@@ -32,6 +39,8 @@ pub(super) struct UnderWay {
     considered: Vec<RecipientIndex>,
     ladder: Ladder,
     since: Instant,
+    /// It was asked to return because it takes too long, not because anybody wants it cancelled.
+    interrupted: bool,
 }
 
 impl Session {
@@ -64,6 +73,7 @@ impl Session {
             considered,
             ladder,
             since: Instant::now(),
+            interrupted: false,
         };
         self.under_way.insert(under_way.job.id(), under_way);
     }
@@ -123,17 +133,18 @@ impl Session {
             job,
             considered,
             since,
+            interrupted,
             ..
         } = under_way;
         let transport = self.peer.transport.clone();
-        let id = job.id();
+        let tenancy = job.tenure.tenancy();
         let attempt = |result| {
             let (transport, considered) = (transport.clone(), considered.clone());
             Happened::Attempt {
                 transport,
                 considered,
                 result,
-                interrupted: false,
+                interrupted,
             }
         };
         let (happened, results, keeps, doubt) = match ended {
@@ -150,29 +161,93 @@ impl Session {
                 false,
             ),
             Ended::Refused(refusal) => {
-                // Nothing was done: in the contract's words that is BUSY; the store decides who may go on.
-                tracing::debug!(id = %id, ?refusal, "submission refused");
-                let result = SubmitResult::Busy;
-                let nothing = AttemptResult {
-                    result,
-                    end: None,
-                    statuses: Vec::new(),
-                };
-                (attempt(nothing), Vec::new(), false, false)
+                // Nothing was done, and no try is counted. If it is fenced, somebody with a higher fence has it, and the
+                // store refuses this verdict too: it is the store's word, not an agent's, that lets a lease be acked.
+                tracing::debug!(id = %tenancy.id, ?refusal, "submission refused");
+                let pause = Duration::from_millis(fastrand::u64(500..2_000));
+                let reason = format!("an agent of {transport} has no room for it");
+                let parked = parked(reason, &considered, UnixMillis::now().after(pause));
+                (parked, Vec::new(), false, false)
             }
             // What became of it can still be asked: the row is in doubt, and Adopt asks.
-            Ended::Lost | Ended::NotThere => (Happened::Nothing, Vec::new(), false, true),
+            Ended::Lost | Ended::NotThere => {
+                let transport = transport.clone();
+                (Happened::Unknown { transport }, Vec::new(), false, true)
+            }
         };
-        self.parts.dispatcher.do_send(AttemptOver { id, results });
+        self.parts
+            .dispatcher
+            .do_send(AttemptOver { tenancy, results });
         let session = keeps.then_some(self.peer.key);
         self.concluded.push(Conclude {
             job,
             happened,
             doubt,
             sessions: session.into_iter().collect(),
-            spent: Some(self.peer.key),
+            spent: self.spent(),
             took: since.elapsed(),
         });
+    }
+
+    /// Whose credit an attempt here uses.
+    fn spent(&self) -> Option<Spent> {
+        self.opened.map(|opened| Spent {
+            key: self.peer.key,
+            opened,
+        })
+    }
+
+    /// The session ended before these were submitted. Nobody has heard of them, so nobody needs to be asked.
+    fn give_back(&mut self, submissions: Vec<Submission>) {
+        let now = UnixMillis::now();
+        for Submission {
+            job, considered, ..
+        } in submissions
+        {
+            let tenancy = job.tenure.tenancy();
+            let results = Vec::new();
+            self.parts
+                .dispatcher
+                .do_send(AttemptOver { tenancy, results });
+            let reason = "its session ended before it was submitted".to_owned();
+            self.concluded.push(Conclude {
+                job,
+                happened: parked(reason, &considered, now),
+                doubt: false,
+                sessions: Vec::new(),
+                spent: self.spent(),
+                took: Duration::ZERO,
+            });
+        }
+        self.hand_over();
+    }
+
+    /// A lease is not held for longer than the broker allows: the message is moved, in doubt, and its result is asked for
+    /// by Adopt. And an attempt that takes hours is asked to return.
+    pub(super) fn look_at_the_long(&mut self) {
+        let mut asked = Vec::new();
+        let mut moved = Vec::new();
+        for (id, it) in &mut self.under_way {
+            let leased = matches!(it.job.tenure.origin(), Origin::Lease(_));
+            if leased && it.job.since.elapsed() > LEASED_MAX {
+                moved.push(*id);
+            } else if it.since.elapsed() > ATTEMPT_MAX && !it.interrupted {
+                it.interrupted = true;
+                it.ladder.handle_cancel();
+                asked.push(it.job.tenure.tenancy());
+            }
+        }
+        for tenancy in asked {
+            tracing::warn!(id = %tenancy.id, transport = self.peer.transport, "an attempt takes too long: cancelled");
+            self.drain(tenancy);
+        }
+        for id in moved {
+            tracing::info!(id = %id, transport = self.peer.transport, "a long attempt gives back its lease");
+            if let Some(under_way) = self.under_way.remove(&id) {
+                self.ended(under_way, Ended::Lost);
+            }
+        }
+        self.hand_over();
     }
 
     /// Hands what has ended to the recorder, one message for all.
@@ -243,6 +318,11 @@ impl Session {
     }
 }
 
+fn parked(reason: String, considered: &[RecipientIndex], until: UnixMillis) -> Happened {
+    let recipients = considered.iter().map(|index| (*index, until)).collect();
+    Happened::Parked { reason, recipients }
+}
+
 /// What an attempt says of its destinations.
 fn reaches(
     job: &Job,
@@ -270,21 +350,8 @@ impl Handler<Submit> for Session {
 
     fn handle(&mut self, Submit(submissions): Submit, ctx: &mut Self::Context) {
         if self.life == super::Life::Over {
-            // The dispatcher did not know yet; nothing was said to anybody.
-            for Submission {
-                job, considered, ..
-            } in submissions
-            {
-                let ladder = Ladder::new(&considered);
-                let under_way = UnderWay {
-                    job,
-                    considered,
-                    ladder,
-                    since: Instant::now(),
-                };
-                self.under_way.insert(under_way.job.id(), under_way);
-            }
-            self.lose_submissions();
+            // The dispatcher did not know yet.
+            self.give_back(submissions);
             return;
         }
         for submission in submissions {
@@ -304,6 +371,19 @@ impl Handler<Cancel> for Session {
             let tenancy = under_way.job.tenure.tenancy();
             self.drain(tenancy);
         }
+        self.flush(ctx);
+    }
+}
+
+impl Handler<AbortDeferred> for Session {
+    type Result = ();
+
+    fn handle(&mut self, AbortDeferred(message): AbortDeferred, ctx: &mut Self::Context) {
+        self.notify(TransportNotification::CancelMessage {
+            message,
+            reference: Reference::UNASSIGNED_OUTBOUND,
+            abort_deferred: true,
+        });
         self.flush(ctx);
     }
 }

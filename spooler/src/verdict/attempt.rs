@@ -9,8 +9,8 @@ use pombo_proto::{
     time::UnixMillis,
 };
 
-use super::decision::Decision;
-use crate::progress::RecipientState;
+use super::{AdoptedAttempt, decision::Decision};
+use crate::{progress::RecipientState, router::Route};
 
 /// END_RESEND_NOW is honoured at once for so many tries of a recipient; then the schedule's pauses apply, or a transport
 /// that always says it would run in circles.
@@ -59,6 +59,40 @@ impl Decision<'_> {
             }
         }
         self.note("submitmessage", tally.words(transport, &result, end));
+    }
+
+    /// What agents kept of attempts under earlier fences.
+    pub(super) fn adopted(&mut self, attempts: Vec<AdoptedAttempt>) {
+        for AdoptedAttempt { transport, result } in attempts {
+            let mut considered = named(&result);
+            match result.result {
+                SubmitResult::Ok(_) | SubmitResult::Cancelled(_) => {}
+                // Nothing was done, and with whom is not known: it is simply offered again.
+                SubmitResult::Busy | SubmitResult::NotMe => {
+                    self.note("adopted", format!("{transport}: nothing was done"));
+                    continue;
+                }
+                SubmitResult::Wait(..)
+                | SubmitResult::NetworkError(..)
+                | SubmitResult::CriticalError(_) => considered = self.owed_by(&transport),
+            }
+            // Whether somebody wanted it cancelled is marked at the message; who asked the attempt is not known.
+            self.attempt(&transport, &considered, result, true);
+        }
+    }
+
+    /// The recipients that would be offered to this transport.
+    fn owed_by(&self, transport: &str) -> Vec<RecipientIndex> {
+        let owed = |index: &RecipientIndex| {
+            let known = &self.progress.recipients[index.get()];
+            let recipient = &self.case.envelope.recipients[index.get()];
+            matches!(known.state, RecipientState::Pending { .. })
+                && matches!(
+                    self.case.router.route(recipient, &known.passed),
+                    Route::Transport(name) if name == transport
+                )
+        };
+        self.all().filter(owed).collect()
     }
 
     /// A recipient of which nothing final was said.
@@ -218,6 +252,20 @@ impl Decision<'_> {
         };
         self.note("sentdeferred", detail);
     }
+}
+
+/// The recipients that a result says anything of.
+pub fn named(result: &AttemptResult) -> Vec<RecipientIndex> {
+    let statuses = result.statuses.iter().map(|(recipient, _)| *recipient);
+    let mut named: Vec<RecipientIndex> = match &result.result {
+        SubmitResult::Ok(outcomes) | SubmitResult::Cancelled(outcomes) => statuses
+            .chain(outcomes.iter().map(|it| it.recipient))
+            .collect(),
+        _ => statuses.collect(),
+    };
+    named.sort_unstable();
+    named.dedup();
+    named
 }
 
 /// The result with its outcomes taken out.

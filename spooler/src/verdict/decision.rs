@@ -6,7 +6,9 @@ use pombo_proto::{
     time::UnixMillis,
 };
 
-use super::{Case, Disposition, Happened, REPORT_RECIPIENTS_MAX, ReportKind, ReportSpec, Verdict};
+use super::{
+    Case, Disposition, Happened, REPORT_RECIPIENTS_MAX, ReportKind, ReportSpec, Verdict, Waiting,
+};
 use crate::{
     progress::{Progress, RecipientProgress, RecipientState},
     router::Route,
@@ -64,6 +66,9 @@ impl<'a> Decision<'a> {
                 result,
                 interrupted,
             } => self.attempt(&transport, &considered, result, interrupted),
+            Happened::Adopted(attempts) => self.adopted(attempts),
+            // Nothing is decided: see [`Self::unknown`].
+            Happened::Unknown { .. } => {}
             Happened::SentDeferred {
                 transport,
                 statuses,
@@ -83,6 +88,26 @@ impl<'a> Decision<'a> {
             Happened::GivenUp { reason } => self.give_up(&reason),
         }
         None
+    }
+
+    /// Due now, whatever is marked or over: only who has adopted it may decide.
+    pub(super) fn unknown(mut self, transport: &str) -> Verdict {
+        let detail = format!("with {transport}: its agents are asked what became of it");
+        self.note("sessionlost", detail);
+        let now = self.case.now;
+        let waiting = Waiting {
+            due: now,
+            wake: now,
+            reason: format!("{transport} was lost under it: to be asked for"),
+            transport: None,
+            destination: None,
+            again_now: false,
+        };
+        Verdict {
+            progress: self.progress,
+            disposition: Disposition::Waiting(waiting),
+            reports: Vec::new(),
+        }
     }
 
     fn session_lost(

@@ -43,6 +43,7 @@ use crate::{
     router::{Route, Router, destination},
     schedule::Schedule,
 };
+pub use attempt::named;
 use decision::Decision;
 
 /// What a verdict depends on besides progress and event.
@@ -99,6 +100,15 @@ pub enum Happened {
         /// the message: MAPI_E_CANCEL then means "not sent", and not "not wanted".
         interrupted: bool,
     },
+    /// Attempts of earlier holders were found with the agents that keep them. Several: the result of one may have been
+    /// recorded before, and another one's not.
+    Adopted(Vec<AdoptedAttempt>),
+    /// The session was lost under an attempt. What became of it can still be asked, so nothing is decided: neither a
+    /// cancel nor an expiry, for it may be delivered this moment. It is due now, for Adopt.
+    Unknown {
+        /// With which transport.
+        transport: String,
+    },
     /// A transport says SENTDEFERRED of what it kept.
     SentDeferred {
         /// Which.
@@ -135,6 +145,15 @@ pub enum Happened {
         /// Why, in words.
         reason: String,
     },
+}
+
+/// An attempt that was made under an earlier fence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdoptedAttempt {
+    /// With which transport.
+    pub transport: String,
+    /// What it brought. Whom it was to consider is known by whom it names: an agent names all of them.
+    pub result: AttemptResult,
 }
 
 /// What is to be recorded.
@@ -305,6 +324,9 @@ fn shared_destination(
 /// What `happened` means for a message.
 pub fn decide(case: &Case<'_>, progress: Progress, happened: Happened) -> Verdict {
     let mut decision = Decision::new(case, progress);
+    if let Happened::Unknown { transport } = happened {
+        return decision.unknown(&transport);
+    }
     let put_away = decision.take_in(happened);
     decision.cancel();
     decision.give_up_on_keepers();

@@ -878,3 +878,84 @@ impl Life {
         }
     }
 }
+
+fn adopted(transport: &str, result: SubmitResult) -> AdoptedAttempt {
+    AdoptedAttempt {
+        transport: transport.to_owned(),
+        result: AttemptResult {
+            result,
+            end: None,
+            statuses: Vec::new(),
+        },
+    }
+}
+
+fn of(recipient: u32, outcome: Outcome) -> RecipientOutcome {
+    RecipientOutcome {
+        recipient: RecipientIndex(recipient),
+        outcome,
+    }
+}
+
+/// The attempt was about one of two recipients: the other one was never offered to anybody.
+#[test]
+fn an_adopted_attempt_says_nothing_of_whom_it_does_not_name() {
+    let fixture = Fixture::new(2);
+    let result = SubmitResult::Ok(vec![of(0, delivered())]);
+    let happened = Happened::Adopted(vec![adopted(FIRST, result)]);
+    let verdict = fixture.decide(fixture.fresh(), happened);
+    let [first, second] = verdict.progress.recipients.as_slice() else {
+        panic!("two recipients");
+    };
+    assert!(matches!(first.state, RecipientState::Delivered(_)));
+    assert!(matches!(second.state, RecipientState::Pending { .. }));
+    assert!(second.passed.is_empty());
+}
+
+#[test]
+fn of_several_adopted_attempts_all_count() {
+    let fixture = Fixture::new(1);
+    let deferred = Outcome::Deferred {
+        diagnosis: diagnosis(),
+        destination_down: false,
+    };
+    let stale = adopted(FIRST, SubmitResult::Ok(vec![of(0, deferred)]));
+    let sent = adopted(SECOND, SubmitResult::Ok(vec![of(0, delivered())]));
+    for attempts in [[stale.clone(), sent.clone()], [sent, stale]] {
+        let happened = Happened::Adopted(attempts.to_vec());
+        let verdict = fixture.decide(fixture.fresh(), happened);
+        assert_eq!(verdict.disposition, Disposition::Finished);
+    }
+}
+
+#[test]
+fn an_adopted_attempt_that_did_nothing_passes_nobody_on() {
+    let fixture = Fixture::new(1);
+    for result in [SubmitResult::NotMe, SubmitResult::Busy] {
+        let happened = Happened::Adopted(vec![adopted(FIRST, result)]);
+        let verdict = fixture.decide(fixture.fresh(), happened);
+        assert!(verdict.progress.recipients[0].passed.is_empty());
+        assert!(matches!(verdict.disposition, Disposition::Waiting(it) if it.again_now));
+    }
+}
+
+#[test]
+fn what_may_be_delivered_this_moment_is_neither_cancelled_nor_expired() {
+    let mut fixture = Fixture::new(1);
+    fixture.cancelled = true;
+    fixture.now = fixture.schedule.expires_at(&fixture.envelope);
+    let happened = Happened::Unknown {
+        transport: FIRST.to_owned(),
+    };
+    let verdict = fixture.decide(fixture.fresh(), happened);
+    assert!(verdict.reports.is_empty());
+    assert!(matches!(
+        verdict.progress.recipients[0].state,
+        RecipientState::Pending { .. }
+    ));
+    let Disposition::Waiting(waiting) = verdict.disposition else {
+        panic!("it waits to be asked for");
+    };
+    assert_eq!((waiting.due, waiting.wake), (fixture.now, fixture.now));
+    assert_eq!(waiting.transport, None);
+}

@@ -154,27 +154,24 @@ fn recorded_means_recorded_at_that_fence_or_a_higher_one() {
 }
 
 #[test]
-fn what_was_recorded_in_doubt_does_not_settle_the_attempt_that_an_agent_still_has() {
+fn what_was_recorded_in_doubt_is_not_settled_before_somebody_has_adopted_it() {
     let file = File::new();
     let (mut store, me) = file.joined();
-    let (leased, claimed) = (file.id(), file.id());
-    let in_doubt = || RowData {
+    let id = file.id();
+    let lost = RowData {
         doubt: true,
         ..waiting(NOW)
     };
-    store.moved(claimed, waiting(NOW));
-    store.claim_all(me);
-    assert_eq!(store.one(record(claimed, 1, me, in_doubt())), Written::Won);
-    assert_eq!(store.one(record(leased, 0, me, in_doubt())), Written::Won);
-    let asked = [tenancy(claimed, 1), tenancy(leased, 0)];
+    // A lease whose session was lost: the agent may still keep its result, under fence 0.
+    assert_eq!(store.one(record(id, 0, me, lost.clone())), Written::Won);
+    assert_eq!(store.one(record(id, 0, me, lost.clone())), Written::Won);
+    let asked = [tenancy(id, 0), tenancy(id, 1), tenancy(id, 2)];
     assert_eq!(store.recorded(&asked).unwrap(), []);
-    // The same write again is still the same write.
-    assert_eq!(store.one(record(leased, 0, me, in_doubt())), Written::Won);
-    // The next holder adopts the result, and records it.
     store.claim_all(me);
-    assert_eq!(store.recorded(&asked).unwrap(), []);
-    store.one(record(claimed, 2, me, finished()));
-    store.one(record(leased, 1, me, waiting(NOW)));
+    store.one(record(id, 1, me, lost));
+    assert_eq!(store.recorded(&asked).unwrap(), asked[..1]);
+    store.claim_all(me);
+    store.one(record(id, 2, me, waiting(NOW)));
     assert_eq!(store.recorded(&asked).unwrap(), asked);
 }
 

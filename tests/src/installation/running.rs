@@ -13,6 +13,7 @@ use super::{Builder, State, agent_toml, command_toml, spooler_toml};
 use crate::{
     ports,
     scratch::Scratch,
+    scripted::journal::Journal,
     service::{self, Output, Service},
 };
 
@@ -105,7 +106,7 @@ impl Installation {
             &agent,
             http,
         );
-        let service = self.service(&agent.name, "pombo-agent", &text, http)?;
+        let service = self.service(&agent.name, agent.binary(), &text, http)?;
         self.agents.push(service);
         self.doors
             .extend(agent.listen.map(|address| (agent.name, address)));
@@ -249,6 +250,45 @@ impl Installation {
             dir: self.directory(),
         }
         .drop_folder(agent)
+    }
+
+    /// What the scripted agent of this name was asked to do.
+    pub fn journal(&self, agent: &str) -> Journal {
+        Journal::at(self.directory().join(format!("{agent}.journal")))
+    }
+
+    /// Opens a gate of a scripted agent: what waits for this name goes on.
+    ///
+    /// # Panics
+    /// The file cannot be written.
+    pub fn open_gate(&self, agent: &str, name: &str) {
+        self.put(agent, &format!("open.{name}"), b"");
+    }
+
+    /// Makes a scripted agent say something by itself: see [`crate::scripted`].
+    ///
+    /// # Panics
+    /// The file cannot be written.
+    pub fn command(&self, agent: &str, command: &str) {
+        self.put(agent, &format!("do.{command}"), b"");
+    }
+
+    /// Gives a scripted agent a message to deliver; the name says how its delivery goes.
+    ///
+    /// # Panics
+    /// The file cannot be written.
+    pub fn incoming(&self, agent: &str, name: &str, from: &str, to: &[&str], message: &[u8]) {
+        let mut bytes = format!("{from} {}\n", to.join(" ")).into_bytes();
+        bytes.extend_from_slice(message);
+        self.put(agent, &format!("{name}.eml"), &bytes);
+    }
+
+    fn put(&self, agent: &str, name: &str, bytes: &[u8]) {
+        let folder = self.drop_folder(agent);
+        let aside = folder.join(format!("aside.{name}.part"));
+        std::fs::write(&aside, bytes)
+            .and_then(|()| std::fs::rename(&aside, folder.join(name)))
+            .unwrap_or_else(|e| panic!("writing {name} for {agent}: {e}"));
     }
 
     /// The topology prefix.

@@ -29,6 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use super::{
+    cancel::Cancel,
     door::Door,
     permits::Permits,
     right::Right,
@@ -90,6 +91,8 @@ pub struct Agent {
     attempts: Attempts,
     running: HashMap<MessageId, Running>,
     ending: HashMap<MessageId, Ending>,
+    /// Of submissions that have returned S_OK, until EndMessage returns.
+    cancels: HashMap<MessageId, Cancel>,
     submit_time: Average,
 
     gate: Gate<Session>,
@@ -190,6 +193,7 @@ impl Agent {
             attempts: Attempts::new(0),
             running: HashMap::new(),
             ending: HashMap::new(),
+            cancels: HashMap::new(),
             submit_time: Average::default(),
             gate_armed: false,
             announced_last: Session(0),

@@ -18,12 +18,13 @@
 //! | `agent/drain` | the way down |
 //! | `submission`, `permits`, `door`, `support` | what the transport holds in its hands |
 //! | `right`, `cancel` | may it still be sent? |
-//! | `service` | the process around it |
+//! | `service`, `process` | the process around it |
 
 mod agent;
 mod cancel;
 mod door;
 mod permits;
+mod process;
 pub mod registry;
 mod right;
 mod service;
@@ -33,6 +34,7 @@ mod told;
 mod wire;
 
 pub use agent::{Agent, Counters, Drain, Drained, GetCounters, Linked, Parts, Settings, Stop};
+pub use process::main;
 pub use service::run;
 pub use wire::Wire;
 

@@ -5,9 +5,13 @@ use std::{fmt::Display, sync::Arc};
 use pombo_proto::service::config::{Error, Source};
 use serde::de::DeserializeOwned;
 
-use crate::{provider::Transport, transports::{maildir, null, smtp, smtp_listener}};
+use crate::{
+    provider::Transport,
+    transports::{maildir, null, smtp, smtp_listener},
+};
 
 /// A kind of transport: its name, which is that of its section in the configuration, and how one is made.
+#[derive(Clone, Copy, Debug)]
 pub struct Kind {
     /// As in `[transport] kind`.
     pub name: &'static str,
@@ -35,12 +39,16 @@ pub const KINDS: &[Kind] = &[
     },
 ];
 
-/// The kind of this name.
-pub fn kind(name: &str) -> Option<&'static Kind> {
-    KINDS.iter().find(|kind| kind.name == name)
+/// The kind of this name among these.
+pub fn kind(kinds: &'static [Kind], name: &str) -> Option<&'static Kind> {
+    kinds.iter().find(|kind| kind.name == name)
 }
 
-fn make<C, T, E>(
+/// Makes a transport from its section: what a [`Kind`] calls.
+///
+/// # Errors
+/// What is wrong with the section, with file and line.
+pub fn make<C, T, E>(
     source: &Source,
     name: &str,
     new: fn(C) -> Result<T, E>,

@@ -137,7 +137,8 @@ impl Sending {
         self.tools.teller.tell(told);
     }
 
-    /// Outcomes of considered recipients only, one each, with texts that fit into a frame.
+    /// An outcome of each considered recipient and of no other, with texts that fit into a frame. Who is not named was left;
+    /// it is said all the same, because whoever adopts this attempt knows by nothing else whom it was about.
     fn checked(&self, mut result: SubmitResult) -> SubmitResult {
         if let SubmitResult::Ok(outcomes) | SubmitResult::Cancelled(outcomes) = &mut result {
             let mut wanted: HashSet<_> = self.considered.iter().copied().collect();
@@ -148,6 +149,12 @@ impl Sending {
                 let dropped = before - outcomes.len();
                 tracing::warn!(id = %id, dropped, "outcomes of recipients that were not asked for");
             }
+            let mut left: Vec<_> = wanted.into_iter().collect();
+            left.sort_unstable();
+            outcomes.extend(left.into_iter().map(|recipient| RecipientOutcome {
+                recipient,
+                outcome: Outcome::Left,
+            }));
             shorten(outcomes);
         }
         result

@@ -18,8 +18,9 @@ use super::{
 pub(super) const CANCEL_KNOWN: i64 = 1;
 /// A cancel that was marked while the row was claimed: what the holder records next does not answer it.
 pub(super) const CANCEL_FRESH: i64 = 2;
-/// Added to the state that was recorded: the result of the attempt was not learned, so an agent may still have it to tell.
-const IN_DOUBT: i64 = 8;
+
+/// A drop: the message is given up.
+pub(super) const DROP: i64 = 3;
 
 /// What decides about a row.
 pub(super) struct Standing {
@@ -32,6 +33,15 @@ pub(super) struct Standing {
     recorded: Option<(i64, [u8; 16], i64)>,
 }
 
+/// Added to the recorded state where the verdict left the row in doubt: what an agent keeps of that fence must stay there
+/// until somebody has adopted it.
+const IN_DOUBT: i64 = 16;
+
+/// What is remembered of a verdict besides its fence and holder.
+fn recorded_state(row: &RowData) -> i64 {
+    stored(row.state) + if row.doubt { IN_DOUBT } else { 0 }
+}
+
 /// A state as it is stored. Nobody writes `Moving`: a row is claimed by a claim or not at all.
 pub(super) fn stored(state: QueueState) -> i64 {
     match state {
@@ -40,11 +50,6 @@ pub(super) fn stored(state: QueueState) -> i64 {
         QueueState::Dead => DEAD,
         QueueState::Finished => FINISHED,
     }
-}
-
-/// What a holder recorded, as it is stored beside its fence.
-fn stored_record(row: &RowData) -> i64 {
-    stored(row.state) + if row.doubt { IN_DOUBT } else { 0 }
 }
 
 /// A priority as it is stored: in the order of claims.
@@ -142,7 +147,7 @@ fn record_claim(
         return Ok(repeated(Some(&standing), tenancy, holder, row));
     }
     let asked = stored(row.state);
-    let (state, due, cancel) = marked(&standing, asked, now, row.due);
+    let (state, (due, wake), cancel) = marked(&standing, asked, now, (row.due, row.wake));
     // The body first: on a full disk its pages are what the row's own growth needs.
     if state == FINISHED {
         scope
@@ -162,7 +167,7 @@ fn record_claim(
             standing.row,
             state,
             holder.0.as_bytes(),
-            stored_record(row),
+            recorded_state(row),
             cancel,
             row.doubt,
             stored_time(now),
@@ -173,22 +178,21 @@ fn record_claim(
             row.destination,
             row.progress,
             (state == FINISHED).then_some(&row.message[..]),
+            wake.map(stored_time),
         ])?;
     Ok(Decision::Now)
 }
 
+/// When a row is due, and when it wakes.
+type Times = (Option<UnixMillis>, Option<UnixMillis>);
+
 /// What people asked for while the row was claimed takes effect when its holder lets it go unfinished: a fresh cancel
 /// makes it due now, for whoever claims it next to record; else a hold takes it off the road.
-fn marked(
-    standing: &Standing,
-    asked: i64,
-    now: UnixMillis,
-    due: Option<UnixMillis>,
-) -> (i64, Option<UnixMillis>, i64) {
+fn marked(standing: &Standing, asked: i64, now: UnixMillis, due: Times) -> (i64, Times, i64) {
     match asked {
         FINISHED => (FINISHED, due, standing.cancel),
-        _ if standing.cancel == CANCEL_FRESH => (WAITING, Some(now), CANCEL_KNOWN),
-        WAITING if standing.hold => (HELD, None, standing.cancel),
+        _ if standing.cancel == CANCEL_FRESH => (WAITING, (Some(now), Some(now)), CANCEL_KNOWN),
+        WAITING if standing.hold => (HELD, (None, None), standing.cancel),
         other => (other, due, standing.cancel),
     }
 }
@@ -203,7 +207,7 @@ fn repeated(
     let this = (
         i64::from(tenancy.fence.0),
         *holder.0.as_bytes(),
-        stored_record(row),
+        recorded_state(row),
     );
     if standing.and_then(|standing| standing.recorded) == Some(this) {
         Decision::Before
@@ -230,7 +234,7 @@ fn insert(
             state,
             recorded_by.map(|_| 0_i64),
             recorded_by.map(|holder| *holder.0.as_bytes()),
-            recorded_by.map(|_| stored_record(row)),
+            recorded_by.map(|_| recorded_state(row)),
             row.doubt,
             stored_time(now),
             row.due.map(stored_time),
@@ -240,6 +244,7 @@ fn insert(
             row.destination,
             row.progress,
             (state == FINISHED).then_some(&row.message[..]),
+            row.wake.map(stored_time),
         ])?;
     if inserted == 1 && state != FINISHED {
         let number = scope.transaction.last_insert_rowid();
@@ -280,10 +285,11 @@ pub(super) fn find(
 }
 
 impl Standing {
-    /// Whether somebody recorded a verdict at this fence or a higher one, and knew what had become of the attempt. What was
-    /// recorded in doubt says nothing about it: the next holder asks for it by Adopt.
+    /// Whether somebody recorded what became of this fence: at it, unless in doubt, or at a higher one.
     pub fn is_recorded_at(&self, fence: Fence) -> bool {
-        let known = |(at, _, state): (i64, _, i64)| at >= i64::from(fence.0) && state < IN_DOUBT;
+        let fence = i64::from(fence.0);
+        let known =
+            |(at, _, state): (i64, [u8; 16], i64)| at > fence || at == fence && state < IN_DOUBT;
         self.state == FINISHED || self.recorded.is_some_and(known)
     }
 }

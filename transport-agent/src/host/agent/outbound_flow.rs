@@ -32,6 +32,7 @@ pub(super) struct Ending {
     session: Session,
     correlation: Correlation,
     tenancy: Tenancy,
+    reference: Reference,
 }
 
 impl Agent {
@@ -140,6 +141,10 @@ impl Agent {
             }
             return;
         };
+        if matches!(result, SubmitResult::Ok(_)) {
+            // EndMessage follows, and may be cancelled as well.
+            self.cancels.insert(id, running.cancel);
+        }
         let took = running.since.elapsed();
         self.counters.returned += 1;
         self.submit_time.add(took);
@@ -175,6 +180,7 @@ impl Agent {
                     session,
                     correlation,
                     tenancy,
+                    reference,
                 };
                 self.ending.insert(tenancy.id, ending);
                 let (transport, teller) = (Arc::clone(&self.transport), self.tools.teller.clone());
@@ -190,11 +196,13 @@ impl Agent {
 
     pub(super) fn ended(&mut self, id: MessageId, flag: EndMessageFlag) {
         self.attempts.handle_ended(id, flag);
+        self.cancels.remove(&id);
         if let Some(ending) = self.ending.remove(&id) {
             let Ending {
                 session,
                 correlation,
                 tenancy,
+                ..
             } = ending;
             self.end_replied(session, correlation, tenancy, Ok(flag));
         }
@@ -216,6 +224,9 @@ impl Agent {
     }
 
     pub(super) fn settled(&mut self, tenancies: &[Tenancy]) {
+        for tenancy in tenancies {
+            self.cancels.remove(&tenancy.id);
+        }
         for id in self.attempts.handle_settled(tenancies) {
             if let Some(running) = self.running.get(&id) {
                 running.cancel.cancel();
@@ -241,6 +252,11 @@ impl Agent {
             if let Some(running) = self.running.get(&message.id) {
                 running.cancel.cancel();
             }
+        } else if self.is_ending(message, reference) {
+            debug!(id = %message.id, "cancel_message during end_message");
+            if let Some(cancel) = self.cancels.get(&message.id) {
+                cancel.cancel();
+            }
         } else if abort_deferred && !self.running.contains_key(&message.id) {
             let transport = Arc::clone(&self.transport);
             self.runtime.spawn(async move {
@@ -248,6 +264,13 @@ impl Agent {
                 debug!(id = %message.id, aborted, "abort_deferred");
             });
         }
+    }
+
+    fn is_ending(&self, message: Tenancy, reference: Reference) -> bool {
+        self.ending.get(&message.id).is_some_and(|ending| {
+            ending.tenancy.fence <= message.fence
+                && (reference == Reference::UNASSIGNED_OUTBOUND || reference == ending.reference)
+        })
     }
 
     /// Adopt may have raised more fences than we can remember: the oldest sessions end, and with them what is remembered
