@@ -28,7 +28,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     config::Config,
-    dispatcher::{Dispatcher, EndTerm, StoreTrouble, TakesAddresses},
+    dispatcher::{Available, Dispatcher, EndTerm, StoreTrouble, TakesAddresses},
     gather::{Gather, Gathered},
     job::{Job, SessionKey},
     outbox::{Kick, Outbox},
@@ -595,6 +595,14 @@ impl Handler<TakesAddresses> for Recorder {
     fn handle(&mut self, takes: TakesAddresses, _: &mut Self::Context) {
         self.router
             .set_address_types(&takes.transport, &takes.types);
+    }
+}
+
+impl Handler<Available> for Recorder {
+    type Result = ();
+
+    fn handle(&mut self, said: Available, _: &mut Self::Context) {
+        self.router.set_available(&said.transport, said.available);
     }
 }
 

@@ -135,6 +135,16 @@ pub struct SessionOpened {
     pub addr: Addr<Session>,
 }
 
+/// Whether any session with a transport stands; for those who only speak of it.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub struct Available {
+    /// Which transport.
+    pub transport: String,
+    /// Whether it can be submitted to.
+    pub available: bool,
+}
+
 /// A session has ended. Its jobs come back through the recorder. Answered by [`session::Farewell`]: what had been submitted
 /// to it before this is in its mailbox, and comes back first.
 #[derive(Message)]
@@ -331,6 +341,15 @@ impl Dispatcher {
                 self.sessions.abort_deferred(transport, tenancy);
             }
         }
+    }
+
+    fn set_available(&mut self, transport: &str, available: bool) {
+        self.router.set_available(transport, available);
+        let transport = transport.to_owned();
+        self.recorder.do_send(Available {
+            transport,
+            available,
+        });
     }
 
     /// Into its lane, unless everything it is for is given a rest.
@@ -627,6 +646,9 @@ impl Handler<EndTerm> for Dispatcher {
     fn handle(&mut self, _: EndTerm, _: &mut Self::Context) {
         self.term = None;
         self.sessions.clear();
+        for transport in self.config.transport_order() {
+            self.set_available(&transport, false);
+        }
         self.adjust_leasing();
         let dropped = self.ready.drain().len();
         self.destinations = Destinations::new(self.config.destinations.clone());
@@ -740,7 +762,7 @@ impl Handler<SessionOpened> for Dispatcher {
     fn handle(&mut self, opened: SessionOpened, _: &mut Self::Context) {
         let transport = opened.transport.clone();
         self.sessions.open(opened);
-        self.router.set_available(&transport, true);
+        self.set_available(&transport, true);
         self.adjust_leasing();
         self.ready.wake_transport(&transport);
         self.pump();
@@ -754,7 +776,7 @@ impl Handler<SessionClosed> for Dispatcher {
         let SessionClosed { key, opened, addr } = closed;
         if let Some(transport) = opened.and_then(|it| self.sessions.close(key, it)) {
             let available = self.sessions.is_available(&transport);
-            self.router.set_available(&transport, available);
+            self.set_available(&transport, available);
             if !available {
                 self.reconsider(&transport);
             }
