@@ -10,9 +10,20 @@ use crate::time::UnixMillis;
 /// A **door-issued** id is a UUIDv8 of 48 bits of time, 32 bits of door incarnation and 42 bits of
 /// sequence, so that an id that nobody holds still tells who issued it and when. A **derived** id is a
 /// UUIDv5 of the source's identity (a mailbox entry, an idempotence key): the same source gives the same id.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(transparent)]
 pub struct MessageId(pub Uuid);
+
+/// For people and programs as it is shown everywhere, without hyphens; in frames as its bytes.
+impl Serialize for MessageId {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if to.is_human_readable() {
+            to.collect_str(self)
+        } else {
+            self.0.serialize(to)
+        }
+    }
+}
 
 /// What a door-issued id says about its origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -111,6 +111,15 @@ impl Progress {
         }
     }
 
+    /// A person has made the message due: whoever is still owed may be tried at once, whatever the schedule said.
+    pub fn make_due(&mut self, now: UnixMillis) {
+        for recipient in &mut self.recipients {
+            if let RecipientState::Pending { not_before } = &mut recipient.state {
+                *not_before = now.min(*not_before);
+            }
+        }
+    }
+
     /// Notes what happened.
     pub fn note(&mut self, at: UnixMillis, what: &str, detail: impl Into<String>) {
         if self.timeline.len() >= TIMELINE_MAX {

@@ -168,7 +168,7 @@ pub struct Row {
 }
 
 /// What people do to rows. A claimed one changes when its holder records without finishing it (cancel, hold) or not at all;
-/// a cancel goes before a hold.
+/// a cancel goes before a hold. What becomes due does so with all its recipients ([`crate::progress::Progress::make_due`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Waiting: due now.

@@ -206,7 +206,7 @@ fn outcome(action: &Action, call: u64) -> Outcome {
         "left" => Outcome::Left,
         "later" if action.applies(call) => deferred(),
         "relayed" => Outcome::Delivered(Delivery {
-            relayed: true,
+            relayed: pombo_proto::outcome::Relayed::Unreported,
             ..delivered("250 relayed")
         }),
         _ => Outcome::Delivered(delivered("250 fine")),

@@ -46,6 +46,8 @@ pub(super) struct Sql {
     pub newest_finished: String,
     pub mark: String,
     pub marks: String,
+    pub progress: String,
+    pub set_progress: String,
     pub give_back: String,
 }
 
@@ -99,6 +101,8 @@ impl Sql {
                 "UPDATE {rows} SET state = ?2, due = ?3, wake = ?3, cancel = ?4, hold = ?5, changed = ?6 WHERE row = ?1"
             ),
             marks: format!("SELECT cancel, hold FROM {rows} WHERE row = ?1"),
+            progress: format!("SELECT progress FROM {rows} WHERE row = ?1"),
+            set_progress: format!("UPDATE {rows} SET progress = ?2 WHERE row = ?1"),
             give_back: format!(
                 "UPDATE {rows} SET state = ?2, due = ?3, wake = ?3, cancel = {SEEN}, hold = 0, holder = NULL, \
                  doubt = 1, changed = ?4, reason = ?5 WHERE row = ?1"

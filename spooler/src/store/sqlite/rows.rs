@@ -12,6 +12,8 @@ use pombo_proto::{
 use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
 
+use crate::progress::Progress;
+
 use super::{
     super::{Change, Counts, Row, RowData},
     commit::{CANCEL_FRESH, CANCEL_KNOWN, DROP, Standing, find, stored, stored_time},
@@ -115,7 +117,32 @@ pub(super) fn change(
             after.hold,
             stored_time(now)
         ])?;
+    if after.state == WAITING && after.cancel == 0 {
+        make_recipients_due(scope, &sql, standing.row, now)?;
+    }
     Ok(true)
+}
+
+/// The row alone is not enough: its recipients have times of their own, and would send it back to wait.
+fn make_recipients_due(
+    scope: &Scope<'_>,
+    sql: &Sql,
+    row: i64,
+    now: UnixMillis,
+) -> rusqlite::Result<()> {
+    let encoded: Vec<u8> = scope
+        .transaction
+        .prepare_cached(&sql.progress)?
+        .query_row([row], |row| row.get(0))?;
+    // What cannot be read here is dead as soon as it is claimed.
+    if let Ok(mut progress) = frame::decode_all::<Progress>(&encoded) {
+        progress.make_due(now);
+        scope
+            .transaction
+            .prepare_cached(&sql.set_progress)?
+            .execute(params![row, frame::encode(&progress)])?;
+    }
+    Ok(())
 }
 
 struct After {
