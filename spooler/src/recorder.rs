@@ -157,7 +157,7 @@ struct Wired {
 impl Recorder {
     /// Over the store.
     pub fn new(config: Arc<Config>, store: StoreThread, blobs: Blobs, health: Health) -> Self {
-        let router = Router::new(&config.transport_order());
+        let router = Router::new(config.transport_order());
         Self {
             config,
             store,

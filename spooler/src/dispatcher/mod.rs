@@ -243,7 +243,7 @@ impl Dispatcher {
         recorder: Addr<Recorder>,
     ) -> Self {
         Self {
-            router: Router::new(&config.transport_order()),
+            router: Router::new(config.transport_order()),
             destinations: Destinations::new(config.destinations.clone()),
             moving: Moving::new(config.spooler.name()),
             config,
