@@ -25,7 +25,7 @@ use pombo_proto::{
     ids::{MessageId, RecipientIndex},
     outcome::{
         Delivery, Diagnosis, EndMessageFlag, EnhancedStatus, NdrReason, Outcome, RecipientOutcome,
-        RecipientStatus, SubmitResult,
+        RecipientStatus, Relayed, SubmitResult,
     },
     properties::Property,
     time::UnixMillis,
@@ -206,7 +206,7 @@ fn outcome(action: &Action, call: u64) -> Outcome {
         "left" => Outcome::Left,
         "later" if action.applies(call) => deferred(),
         "relayed" => Outcome::Delivered(Delivery {
-            relayed: pombo_proto::outcome::Relayed::Unreported,
+            relayed: Relayed::Unreported,
             ..delivered("250 relayed")
         }),
         _ => Outcome::Delivered(delivered("250 fine")),
