@@ -142,8 +142,20 @@ pub struct Delivery {
     pub remote: String,
     /// What it said. At most [`TEXT_BYTES_MAX`].
     pub reply: String,
-    /// Whether the remote server promised to report delivery itself (RFC 3461), so that we report `relayed`.
-    pub relayed: bool,
+    /// Who tells the sender of it, if that was asked for.
+    pub relayed: Relayed,
+}
+
+/// Whether a copy was delivered or handed on, and so what a sender who asked for NOTIFY=SUCCESS is told (RFC 3461, 5.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Relayed {
+    /// It is in its mailbox, or what counts as one: we report `delivered`.
+    #[default]
+    No,
+    /// Handed to a system that reports nothing: we report `relayed`.
+    Unreported,
+    /// Handed to a server that took the wish with it (DSN): it reports, and we say nothing.
+    Promised,
 }
 
 impl Delivery {
@@ -154,7 +166,7 @@ impl Delivery {
             at,
             remote,
             reply,
-            relayed: false,
+            relayed: Relayed::No,
         }
     }
 }

@@ -23,8 +23,7 @@ impl PropTag {
     /// and are never accepted from outside.
     pub fn is_transmittable(self) -> bool {
         let id = self.id();
-        id < 0x0e00
-            || id >= 0x8000
+        !(0x0e00..0x8000).contains(&id)
             || (0x1000..0x6000).contains(&id)
             || (0x6800..0x7c00).contains(&id)
     }

@@ -28,6 +28,7 @@ struct Bench {
 fn row(state: QueueState, message: usize, destination: &str) -> RowData {
     RowData {
         state,
+        wake: None,
         due: (state == QueueState::Waiting).then_some(NOW),
         reason: "later".to_owned(),
         transport: Some("smtp".to_owned()),

@@ -144,7 +144,7 @@ impl Adoption {
         dispatcher: Addr<Dispatcher>,
         recorder: Addr<Recorder>,
     ) -> Self {
-        let router = Router::new(&config.transport_order());
+        let router = Router::new(config.transport_order());
         Self {
             store,
             dispatcher,
@@ -515,12 +515,12 @@ impl Handler<Closed> for Adoption {
         self.sessions.remove(&instance);
         // What was being ended there is asked for again in the agent's next session.
         for doubt in self.doubts.values_mut() {
-            if let Some((_, knows)) = doubt.instances.get_mut(&instance) {
-                if matches!(knows, Knows::Ending { .. }) {
-                    *knows = Knows::Asked {
-                        since: Instant::now(),
-                    };
-                }
+            if let Some((_, knows)) = doubt.instances.get_mut(&instance)
+                && matches!(knows, Knows::Ending { .. })
+            {
+                *knows = Knows::Asked {
+                    since: Instant::now(),
+                };
             }
         }
     }

@@ -28,6 +28,8 @@ pub struct Job {
     pub progress: Progress,
     /// A cancel was marked before it was claimed, or has come since.
     pub cancelled: bool,
+    /// A person has given it up: its sender is told, and nobody tries it again.
+    pub dropped: bool,
     /// Somebody may have submitted it without our knowing.
     pub doubt: bool,
     /// When the tenure was obtained.

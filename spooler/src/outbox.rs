@@ -17,7 +17,7 @@ use crate::{
     job::{Job, Ordinals},
     membership::TakenOver,
     progress::Progress,
-    store::{ClaimRequest, Claimed, RowData, StoreThread, Write},
+    store::{ClaimRequest, Claimed, Mark, RowData, StoreThread, Write},
 };
 
 /// How often the store is asked without a reason. Everything that this process itself makes due kicks at once; this
@@ -227,7 +227,8 @@ impl Round {
                 tenure,
                 message,
                 progress,
-                cancelled: row.cancelled,
+                cancelled: row.mark == Mark::Cancel,
+                dropped: row.mark == Mark::Drop,
                 doubt: row.doubt,
                 since: Instant::now(),
                 }
@@ -243,6 +244,7 @@ impl Round {
                     row: RowData {
                         state: QueueState::Dead,
                         due: None,
+                        wake: None,
                         reason: format!("cannot be read: {error}"),
                         transport: None,
                         destination: None,

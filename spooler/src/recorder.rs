@@ -157,7 +157,7 @@ struct Wired {
 impl Recorder {
     /// Over the store.
     pub fn new(config: Arc<Config>, store: StoreThread, blobs: Blobs, health: Health) -> Self {
-        let router = Router::new(&config.transport_order());
+        let router = Router::new(config.transport_order());
         Self {
             config,
             store,
@@ -377,6 +377,8 @@ fn fresh_row(message: &Mail, due: UnixMillis, reason: &str) -> RowData {
     RowData {
         state: QueueState::Waiting,
         due: Some(due.max(envelope.deferred_until.unwrap_or_default())),
+        // It waits for no transport, so it is never excluded.
+        wake: None,
         reason: reason.to_owned(),
         transport: None,
         destination: None,
@@ -392,6 +394,7 @@ fn row(message: &Mail, verdict: &Verdict, doubt: bool) -> RowData {
     let base = RowData {
         state: QueueState::Finished,
         due: None,
+        wake: None,
         reason: String::new(),
         transport: None,
         destination: None,
@@ -409,6 +412,7 @@ fn row(message: &Mail, verdict: &Verdict, doubt: bool) -> RowData {
         Disposition::Waiting(waiting) => RowData {
             state: QueueState::Waiting,
             due: Some(waiting.due),
+            wake: Some(waiting.wake),
             reason: waiting.reason.clone(),
             transport: waiting.transport.clone(),
             destination: waiting.destination.clone(),

@@ -219,7 +219,7 @@ async fn a_killed_smtp_agent_loses_nothing_and_what_is_sent_twice_is_counted_in_
     let in_doubt = relay::sum_of_metric(pombo.spoolers(), "pombo_in_doubt_total").await;
     println!("{} repeated, {in_doubt} in doubt", arrival.repeated.len());
     // Doubt is bounded by what the agent had under way: its capacity.
-    assert!(in_doubt >= 1.0 && in_doubt <= 200.0, "{in_doubt} in doubt");
+    assert!((1.0..=200.0).contains(&in_doubt), "{in_doubt} in doubt");
     assert!(
         arrival.repeated.len() as f64 <= in_doubt,
         "{arrival}, {in_doubt} in doubt"

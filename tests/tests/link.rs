@@ -449,7 +449,7 @@ async fn unreadable_bytes_are_buried_and_nothing_else_suffers() {
     let prefix = prefix();
     let names = Topology::new(&prefix);
     let mut peer = Peer::up(options(&broker.url(), &prefix, Audience::Spoolers)).await;
-    let raw = Raw::connect(&broker).await;
+    let raw = Raw::connect(broker).await;
     peer.link.lease(NORMAL, 10);
     raw.publish(&names.spool_exchange(), "normal", b"no message")
         .await;
@@ -492,7 +492,7 @@ async fn a_deleted_queue_loses_nothing_and_comes_back() {
     let prefix = prefix();
     let names = Topology::new(&prefix);
     let mut door = Peer::up(options(&broker.url(), &prefix, Audience::Agents)).await;
-    let raw = Raw::connect(&broker).await;
+    let raw = Raw::connect(broker).await;
     raw.delete(&names.spool_queue(NORMAL)).await;
     // Nobody noticed: the publish goes to where unroutable ones go.
     let astray = message(b"astray");
@@ -525,7 +525,7 @@ async fn a_deleted_queue_loses_nothing_and_comes_back() {
 #[tokio::test]
 async fn the_loss_of_either_connection_is_a_new_incarnation() {
     let broker = Broker::shared().await;
-    let proxy = Proxy::start(&broker).await;
+    let proxy = Proxy::start(broker).await;
     let prefix = prefix();
     let mut peer = Peer::up(options(&proxy.url(), &prefix, Audience::Agents)).await;
     let mut witness = Peer::up(options(&broker.url(), &prefix, Audience::Agents)).await;
@@ -563,7 +563,7 @@ async fn the_loss_of_either_connection_is_a_new_incarnation() {
 #[tokio::test]
 async fn the_turn_to_poll_moves_when_its_holder_gives_up_or_dies() {
     let broker = Broker::shared().await;
-    let proxy = Proxy::start(&broker).await;
+    let proxy = Proxy::start(broker).await;
     let prefix = prefix();
     let url = broker.url();
     let mut first = Peer::up(options(&proxy.url(), &prefix, Audience::Agents)).await;
@@ -618,7 +618,7 @@ async fn closing_writes_what_is_pending() {
         confirmed.unwrap();
     }
     assert_eq!(other.packets(500).await[499].first, 499);
-    let raw = Raw::connect(&broker).await;
+    let raw = Raw::connect(broker).await;
     raw.take(&names.dead_queue()).await;
     other.link.lease(NORMAL, 1_000);
     let spooled = other.leases(500).await;
@@ -649,7 +649,7 @@ async fn a_queue_with_other_arguments_keeps_the_link_down_until_it_is_gone() {
     let broker = Broker::shared().await;
     let prefix = prefix();
     let queue = Topology::new(&prefix).spool_queue(NORMAL);
-    let raw = Raw::connect(&broker).await;
+    let raw = Raw::connect(broker).await;
     let durable = QueueDeclareOptions {
         durable: true,
         ..QueueDeclareOptions::default()

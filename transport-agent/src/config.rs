@@ -55,7 +55,7 @@ pub struct AgentSection {
     pub drain_limit: Duration,
     /// Whether a transport is told "no" at its point of no return when no spooler has answered for 10 s.
     pub right_to_send: bool,
-    /// Larger messages are not received.
+    /// Larger messages are not received; trace fields of our own do not count.
     #[serde(deserialize_with = "size::deserialize")]
     pub message_max: u64,
     /// How long a received message may wait for the broker's confirm.

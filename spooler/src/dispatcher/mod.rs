@@ -64,8 +64,6 @@ const SLOW_FOR: Duration = Duration::from_secs(60);
 const APPETITE_MIN: usize = 16;
 /// So many of them may be ready besides what is leased.
 const READY_CLAIMS_MAX: usize = 128;
-/// How often rows of transports that are away are claimed all the same, to see whether they have expired.
-const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
 /// Why a drain parks.
 const GOING_DOWN: &str = "moved here because its spooler was going down";
@@ -234,7 +232,6 @@ pub struct Dispatcher {
     leasing: bool,
     store_trouble: bool,
     draining: bool,
-    swept: Instant,
 }
 
 impl Dispatcher {
@@ -246,7 +243,7 @@ impl Dispatcher {
         recorder: Addr<Recorder>,
     ) -> Self {
         Self {
-            router: Router::new(&config.transport_order()),
+            router: Router::new(config.transport_order()),
             destinations: Destinations::new(config.destinations.clone()),
             moving: Moving::new(config.spooler.name()),
             config,
@@ -266,7 +263,6 @@ impl Dispatcher {
             leasing: false,
             store_trouble: false,
             draining: false,
-            swept: Instant::now(),
         }
     }
 
@@ -303,6 +299,10 @@ impl Dispatcher {
                 statuses: said.statuses,
             };
             return self.conclude(job, happened);
+        }
+        if job.dropped {
+            let reason = "given up by the administrator".to_owned();
+            return self.conclude(job, Happened::GivenUp { reason });
         }
         let envelope = job.message.envelope.clone();
         let case = Case {
@@ -687,6 +687,7 @@ impl Handler<Leases> for Dispatcher {
                         message,
                         progress,
                         cancelled: false,
+                        dropped: false,
                         doubt: false,
                         since,
                     };
@@ -733,15 +734,12 @@ impl Handler<Appetite> for Dispatcher {
         } else {
             0
         };
-        let mut excluded: Vec<(String, Option<String>)> = Vec::new();
-        // Rows of transports that are away must still expire in time.
-        if self.swept.elapsed() < SWEEP_EVERY {
-            let without = |name: &&str| !self.sessions.has_credit(name, Priority::Normal);
-            let names = self.config.transports.iter().map(|it| it.name.as_str());
-            excluded.extend(names.filter(without).map(|name| (name.to_owned(), None)));
-        } else {
-            self.swept = Instant::now();
-        }
+        let without = |name: &&str| !self.sessions.has_credit(name, Priority::Normal);
+        let names = self.config.transports.iter().map(|it| it.name.as_str());
+        let mut excluded: Vec<(String, Option<String>)> = names
+            .filter(without)
+            .map(|name| (name.to_owned(), None))
+            .collect();
         let now = UnixMillis::now();
         let closed = self.destinations.closed(now);
         excluded

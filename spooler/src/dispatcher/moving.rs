@@ -195,9 +195,8 @@ impl Moving {
             }
             row
         };
-        let asked = |text: &Option<String>, has: &dyn Fn(&str) -> bool| {
-            text.as_deref().is_none_or(|text| has(text))
-        };
+        let asked =
+            |text: &Option<String>, has: &dyn Fn(&str) -> bool| text.as_deref().is_none_or(has);
         let matches = |entry: &&Entry| {
             let recipients = &entry.envelope.recipients;
             asked(&filter.sender, &|it| entry.envelope.sender == it)

@@ -254,14 +254,14 @@ impl Session {
         while let Some(packet) = self.out.poll_packet(now) {
             self.parts.link.send(&packet);
         }
-        if let Some(at) = self.out.poll_timeout() {
-            if self.flush_timer.is_none() {
-                let later = at.saturating_duration_since(now);
-                self.flush_timer = Some(ctx.run_later(later, |this, ctx| {
-                    this.flush_timer = None;
-                    this.flush(ctx);
-                }));
-            }
+        if let Some(at) = self.out.poll_timeout()
+            && self.flush_timer.is_none()
+        {
+            let later = at.saturating_duration_since(now);
+            self.flush_timer = Some(ctx.run_later(later, |this, ctx| {
+                this.flush_timer = None;
+                this.flush(ctx);
+            }));
         }
     }
 

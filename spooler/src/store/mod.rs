@@ -50,6 +50,8 @@ pub struct RowData {
     pub state: QueueState,
     /// When it is due; `None` where nothing happens by itself (held, dead, finished).
     pub due: Option<UnixMillis>,
+    /// From then on it is claimed even while its lane is excluded: to warn, to expire, to be cancelled. `None`: never.
+    pub wake: Option<UnixMillis>,
     /// What it waits for, in words.
     pub reason: String,
     /// The transport that it waits for, if one was chosen.
@@ -113,7 +115,7 @@ pub struct ClaimRequest {
     /// At most so many bytes of messages (at least one row).
     pub bytes: usize,
     /// Not those that wait for one of these (transport, destination); destination `None`: the whole transport. Rows
-    /// without a transport are never excluded.
+    /// without a transport are never excluded, nor those whose [`RowData::wake`] has come.
     pub excluded: Vec<(String, Option<String>)>,
 }
 
@@ -126,14 +128,26 @@ pub struct Claimed {
     pub fence: Fence,
     /// See [`RowData::doubt`]: as it was before the claim.
     pub doubt: bool,
-    /// Whether a cancel is marked.
-    pub cancelled: bool,
+    /// What a person wants of it.
+    pub mark: Mark,
     /// It was made due by [`Change`], and not by the time that its last verdict had set: pauses are over.
     pub at_once: bool,
     /// The encoded message.
     pub message: Bytes,
     /// The encoded progress.
     pub progress: Vec<u8>,
+}
+
+/// What a person wants of a message, for whoever claims it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mark {
+    /// Nothing.
+    #[default]
+    None,
+    /// What was not sent is not to be sent, and nobody is told.
+    Cancel,
+    /// It is given up, with a report.
+    Drop,
 }
 
 /// A row as it stands.
@@ -145,7 +159,7 @@ pub struct Row {
     pub fence: Fence,
     /// Who has claimed it.
     pub holder: Option<Incarnation>,
-    /// Whether a cancel is marked.
+    /// Whether a cancel or a drop is marked.
     pub cancelled: bool,
     /// When the row was last written.
     pub changed: UnixMillis,
@@ -168,7 +182,7 @@ pub enum Change {
     /// Mark as cancelled. A row that waits, is held or is dead becomes due now, so that whoever claims it records the
     /// cancellation. A claimed one becomes due as soon as its holder lets it go unfinished.
     Cancel,
-    /// Dead: as cancel (due now, marked), so that whoever claims it gives it up with a report.
+    /// Dead: due now, and marked, so that whoever claims it gives it up with a report.
     Drop,
 }
 

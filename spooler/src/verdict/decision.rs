@@ -2,7 +2,7 @@
 
 use pombo_proto::{
     ids::RecipientIndex,
-    outcome::{Diagnosis, EnhancedStatus, NdrReason, TEXT_BYTES_MAX},
+    outcome::{Diagnosis, EnhancedStatus, NdrReason, Relayed, TEXT_BYTES_MAX},
     time::UnixMillis,
 };
 
@@ -300,10 +300,10 @@ impl<'a> Decision<'a> {
                     ReportKind::Failure,
                 ) => self.notify(*index).failure,
                 (RecipientState::Delivered(delivery), ReportKind::Success) => {
-                    self.notify(*index).success && !delivery.relayed
+                    self.notify(*index).success && delivery.relayed == Relayed::No
                 }
                 (RecipientState::Delivered(delivery), ReportKind::Relayed) => {
-                    self.notify(*index).success && delivery.relayed
+                    self.notify(*index).success && delivery.relayed == Relayed::Unreported
                 }
                 _ => false,
             };

@@ -213,7 +213,7 @@ pub enum ReportKind {
     Delay,
     /// Delivered.
     Success,
-    /// Handed on to a system that reports by itself, or not at all.
+    /// Handed on to a system that does not report delivery.
     Relayed,
 }
 

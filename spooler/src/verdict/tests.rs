@@ -4,7 +4,7 @@ use pombo_proto::{
     message::{MessageClass, Notify},
     outcome::{
         Delivery, Diagnosis, EndMessageFlag, EnhancedStatus, NdrReason, Outcome, RecipientOutcome,
-        SubmitResult,
+        Relayed, SubmitResult,
     },
     verbs::AddressTypes,
 };
@@ -178,13 +178,17 @@ const SENT: Option<EndMessageFlag> = Some(EndMessageFlag::Sent);
 
 #[test]
 fn everybody_delivered_finishes_and_tells_those_who_asked() {
-    let mut fixture = Fixture::new(3);
+    let mut fixture = Fixture::new(4);
     fixture.envelope.recipients[1].notify = Notify::default();
-    let relayed = Outcome::Delivered(Delivery {
-        relayed: true,
-        ..Delivery::new(NOW, "mx", "ok")
-    });
-    let result = ok([delivered(), delivered(), relayed]);
+    let relayed = |relayed| {
+        Outcome::Delivered(Delivery {
+            relayed,
+            ..Delivery::new(NOW, "mx", "ok")
+        })
+    };
+    // Of the last one, the server that took NOTIFY=SUCCESS reports.
+    let (unreported, promised) = (relayed(Relayed::Unreported), relayed(Relayed::Promised));
+    let result = ok([delivered(), delivered(), unreported, promised]);
     let verdict = fixture.attempt(fixture.fresh(), result, SENT);
     assert_eq!(verdict.disposition, Disposition::Finished);
     assert_eq!(

@@ -62,6 +62,29 @@ fn urgent_ones_first_then_the_oldest_due_across_parts() {
 }
 
 #[test]
+fn what_must_wake_is_claimed_from_among_any_number_of_excluded_ones() {
+    let file = File::new();
+    let (mut store, me) = file.joined();
+    fill(&mut store, &file, 2_500, &to("away", "a", minus(9_000)));
+    let expires = |wake| RowData {
+        wake: Some(wake),
+        ..to("away", "a", minus(10))
+    };
+    let (now, later) = (file.id(), file.id());
+    store.moved(now, expires(NOW));
+    store.moved(later, expires(UnixMillis(NOW.0 + 1)));
+    let request = ClaimRequest {
+        limit: 16,
+        excluded: vec![("away".to_owned(), None)],
+        ..everything(me, NOW)
+    };
+    let claimed = store.claim(&request).unwrap();
+    let claimed: Vec<MessageId> = claimed.iter().map(|it| it.id).collect();
+    assert_eq!(claimed, [now]);
+    assert_eq!(store.claim(&request).unwrap().len(), 0);
+}
+
+#[test]
 fn a_claim_keeps_to_its_rows_and_its_bytes_but_takes_at_least_one() {
     let file = File::new();
     let (mut store, me) = file.joined();

@@ -1,7 +1,7 @@
 //! What people ask for: at rest, and while a row is claimed.
 
 use pombo_proto::{control::QueueState, ids::MessageId, time::UnixMillis};
-use pombo_spooler::store::{Change, RowData, Sqlite, Store};
+use pombo_spooler::store::{Change, Mark, RowData, Sqlite, Store};
 
 use crate::support::*;
 
@@ -85,13 +85,28 @@ fn a_cancel_of_a_claimed_row_makes_it_due_once_its_holder_lets_it_wait() {
         (QueueState::Waiting, Some(NOW), true)
     );
     let again = store.claim_all(me).remove(0);
-    assert!(again.cancelled);
+    assert_eq!(again.mark, Mark::Cancel);
     // Its holder knows: what it says now stands, or the row would go round and round.
     store.one(record(id, 2, me, waiting(LATER)));
     assert_eq!(
         standing(&mut store, id),
         (QueueState::Waiting, Some(LATER), true)
     );
+}
+
+#[test]
+fn a_drop_stays_a_drop_for_whoever_claims_it() {
+    let file = File::new();
+    let (mut store, me) = file.joined();
+    let id = file.id();
+    store.one(record(id, 0, me, at_rest(QueueState::Dead)));
+    assert!(store.change(NOW, id, Change::Drop).unwrap());
+    assert_eq!(store.claim_all(me)[0].mark, Mark::Drop);
+    assert!(store.change(NOW, id, Change::Cancel).unwrap());
+    // Its holder ends before it has recorded.
+    store.end_member(NOW, me, None).unwrap();
+    store.renew(me, "test", true).unwrap();
+    assert_eq!(store.claim_all(me)[0].mark, Mark::Drop);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use pombo_proto::{
     verbs::Tenancy,
 };
 use pombo_spooler::store::{
-    Change, ClaimRequest, Claimed, Counts, RowData, Sqlite, Store, Write, Written,
+    Change, ClaimRequest, Claimed, Counts, Mark, RowData, Sqlite, Store, Write, Written,
 };
 
 use crate::support::*;
@@ -133,10 +133,12 @@ impl Model {
             if standing.cancel_unseen {
                 standing.data.state = QueueState::Waiting;
                 standing.data.due = Some(now);
+                standing.data.wake = Some(now);
                 self.seen.due_by_cancel += 1;
             } else if standing.hold && row.state == QueueState::Waiting {
                 standing.data.state = QueueState::Held;
                 standing.data.due = None;
+                standing.data.wake = None;
                 self.seen.held_by_mark += 1;
             }
             standing.cancel_unseen = false;
@@ -154,7 +156,10 @@ impl Model {
         };
         self.rows
             .iter()
-            .filter(|(_, row)| row.data.state == QueueState::Waiting && !is_excluded(&row.data))
+            .filter(|(_, row)| {
+                let woken = row.data.wake.is_some_and(|wake| wake <= request.now);
+                row.data.state == QueueState::Waiting && (woken || !is_excluded(&row.data))
+            })
             .filter_map(|(id, row)| Some((row.data.priority, row.data.due?, *id)))
             .filter(|(_, due, _)| *due <= request.now)
             .collect()
@@ -180,10 +185,11 @@ impl Model {
             row.holder = Some(request.holder);
             row.data.state = QueueState::Moving;
             row.data.due = None;
+            row.data.wake = None;
             row.changed = request.now;
             assert_eq!(claim.fence.0, row.fence);
             assert_eq!(
-                (claim.doubt, claim.cancelled),
+                (claim.doubt, claim.mark != Mark::None),
                 (row.data.doubt, row.cancelled)
             );
             assert_eq!(claim.message, row.data.message);
@@ -223,6 +229,7 @@ impl Model {
         let held = change == Change::Hold;
         row.data.state = if held { Held } else { Waiting };
         row.data.due = (!held).then_some(now);
+        row.data.wake = row.data.due;
         true
     }
 
@@ -236,6 +243,7 @@ impl Model {
                 QueueState::Waiting
             };
             row.data.due = (!held).then_some(now);
+            row.data.wake = row.data.due;
             row.data.doubt = true;
             row.holder = None;
             row.hold = false;
@@ -356,6 +364,8 @@ impl World {
         RowData {
             state,
             due: (state == Waiting).then_some(due),
+            wake: (state == Waiting && self.random.bool())
+                .then(|| due.after(std::time::Duration::from_millis(self.random.u64(..3_000)))),
             reason: self.serial.to_string(),
             transport: self.random.bool().then_some(transport),
             destination,
@@ -513,6 +523,7 @@ impl World {
             };
             assert_eq!(row.data.state, expected.data.state);
             assert_eq!(row.data.due, expected.data.due);
+            assert_eq!(row.data.wake, expected.data.wake);
             assert_eq!(row.data.doubt, expected.data.doubt);
             assert_eq!(row.data.transport, expected.data.transport);
             assert_eq!(row.data.destination, expected.data.destination);

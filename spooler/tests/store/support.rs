@@ -90,6 +90,7 @@ pub fn waiting(due: UnixMillis) -> RowData {
     RowData {
         state: QueueState::Waiting,
         due: Some(due),
+        wake: None,
         reason: "later".to_owned(),
         transport: Some("smtp".to_owned()),
         destination: Some("example.org".to_owned()),

@@ -10,6 +10,9 @@
 //! claim therefore costs at most 3 x 2,000 steps and 1,000 lanes of up to four seeks (a few milliseconds), and among n
 //! lanes every due row that is not excluded has its turn within n / 1,000 claims (rounded up), urgent ones of its lane
 //! first. What is lost there is the strict order across lanes.
+//!
+//! A row whose time to wake has come is not excluded: half of the same quarter goes to such rows, by an index of their own, where
+//! the walk did not come to them.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,8 +24,8 @@ use pombo_proto::{
 use rusqlite::{OptionalExtension, params};
 
 use super::{
-    super::{ClaimRequest, Claimed},
-    commit::stored_time,
+    super::{ClaimRequest, Claimed, Mark},
+    commit::{DROP, stored_time},
     members,
     parts::Scope,
 };
@@ -36,8 +39,10 @@ const ROWS_MAX: usize = 4_096;
 
 const PRIORITIES: std::ops::Range<i64> = 0..3;
 
-const IN_ORDER: &str = "SELECT part, row, transport, destination FROM queue INDEXED BY queue_order \
+const IN_ORDER: &str = "SELECT part, row, transport, destination, ifnull(wake, ?3) FROM queue INDEXED BY queue_order \
      WHERE state = 1 AND priority = ?1 AND due <= ?2 ORDER BY due";
+const WOKEN: &str = "SELECT part, row FROM queue INDEXED BY queue_wake \
+     WHERE state = 1 AND wake <= ?1 AND due <= ?1 ORDER BY wake LIMIT ?2";
 const FIRST_LANE: &str = "SELECT transport, destination FROM queue INDEXED BY queue_lane \
      WHERE state = 1 ORDER BY transport, destination LIMIT 1";
 const NEXT_LANE: &str = "SELECT transport, destination FROM queue INDEXED BY queue_lane \
@@ -92,11 +97,15 @@ fn candidates(
     let (mut places, gave_up) = in_order(scope, request.now, limit, &excluded)?;
     if gave_up && limit > 0 {
         let reserved = (limit / 4).max(limit - places.len()).max(1);
-        let found = by_lanes(scope, cursor, request.now, reserved, &excluded)?;
-        let known: HashSet<Place> = places.iter().copied().collect();
+        let mut found = woken(scope, request.now, reserved.div_ceil(2))?;
+        let rest = reserved - found.len();
+        if rest > 0 {
+            found.extend(by_lanes(scope, cursor, request.now, rest, &excluded)?);
+        }
+        let mut known: HashSet<Place> = places.iter().copied().collect();
         let others: Vec<Place> = found
             .into_iter()
-            .filter(|place| !known.contains(place))
+            .filter(|place| known.insert(*place))
             .collect();
         places.truncate(limit - others.len());
         places.extend(others);
@@ -115,13 +124,13 @@ fn in_order(
     let mut gave_up = false;
     let mut statement = scope.transaction.prepare_cached(IN_ORDER)?;
     for priority in PRIORITIES {
-        let mut rows = statement.query(params![priority, stored_time(now)])?;
+        let mut rows = statement.query(params![priority, stored_time(now), i64::MAX])?;
         let mut stepped_over = 0;
         while found.len() < limit
             && let Some(row) = rows.next()?
         {
             let lane = (row.get_ref(2)?.as_str()?, row.get_ref(3)?.as_str()?);
-            if !excluded.contains(lane.0, lane.1) {
+            if !excluded.contains(lane.0, lane.1) || row.get::<_, i64>(4)? <= stored_time(now) {
                 found.push((row.get(0)?, row.get(1)?));
                 continue;
             }
@@ -133,6 +142,17 @@ fn in_order(
         }
     }
     Ok((found, gave_up))
+}
+
+/// What must be looked at although its lane may be excluded, longest overdue first.
+fn woken(scope: &Scope<'_>, now: UnixMillis, limit: usize) -> rusqlite::Result<Vec<Place>> {
+    scope
+        .transaction
+        .prepare_cached(WOKEN)?
+        .query_map(params![stored_time(now), limit as i64], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?
+        .collect()
 }
 
 /// Lane by lane, from where the last such claim ended.
@@ -246,7 +266,11 @@ fn take_one(
                 id: MessageId(uuid::Uuid::from_bytes(row.get(0)?)),
                 fence: Fence(row.get(1)?),
                 doubt: row.get(2)?,
-                cancelled: row.get::<_, i64>(3)? != 0,
+                mark: match row.get(3)? {
+                    0 => Mark::None,
+                    DROP => Mark::Drop,
+                    _ => Mark::Cancel,
+                },
                 at_once: false,
                 message,
                 progress: row.get(4)?,

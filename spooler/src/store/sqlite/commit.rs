@@ -19,6 +19,9 @@ pub(super) const CANCEL_KNOWN: i64 = 1;
 /// A cancel that was marked while the row was claimed: what the holder records next does not answer it.
 pub(super) const CANCEL_FRESH: i64 = 2;
 
+/// A drop: the message is given up.
+pub(super) const DROP: i64 = 3;
+
 /// What decides about a row.
 pub(super) struct Standing {
     pub row: i64,
@@ -144,7 +147,7 @@ fn record_claim(
         return Ok(repeated(Some(&standing), tenancy, holder, row));
     }
     let asked = stored(row.state);
-    let (state, due, cancel) = marked(&standing, asked, now, row.due);
+    let (state, (due, wake), cancel) = marked(&standing, asked, now, (row.due, row.wake));
     // The body first: on a full disk its pages are what the row's own growth needs.
     if state == FINISHED {
         scope
@@ -175,22 +178,21 @@ fn record_claim(
             row.destination,
             row.progress,
             (state == FINISHED).then_some(&row.message[..]),
+            wake.map(stored_time),
         ])?;
     Ok(Decision::Now)
 }
 
+/// When a row is due, and when it wakes.
+type Times = (Option<UnixMillis>, Option<UnixMillis>);
+
 /// What people asked for while the row was claimed takes effect when its holder lets it go unfinished: a fresh cancel
 /// makes it due now, for whoever claims it next to record; else a hold takes it off the road.
-fn marked(
-    standing: &Standing,
-    asked: i64,
-    now: UnixMillis,
-    due: Option<UnixMillis>,
-) -> (i64, Option<UnixMillis>, i64) {
+fn marked(standing: &Standing, asked: i64, now: UnixMillis, due: Times) -> (i64, Times, i64) {
     match asked {
         FINISHED => (FINISHED, due, standing.cancel),
-        _ if standing.cancel == CANCEL_FRESH => (WAITING, Some(now), CANCEL_KNOWN),
-        WAITING if standing.hold => (HELD, None, standing.cancel),
+        _ if standing.cancel == CANCEL_FRESH => (WAITING, (Some(now), Some(now)), CANCEL_KNOWN),
+        WAITING if standing.hold => (HELD, (None, None), standing.cancel),
         other => (other, due, standing.cancel),
     }
 }
@@ -242,6 +244,7 @@ fn insert(
             row.destination,
             row.progress,
             (state == FINISHED).then_some(&row.message[..]),
+            row.wake.map(stored_time),
         ])?;
     if inserted == 1 && state != FINISHED {
         let number = scope.transaction.last_insert_rowid();

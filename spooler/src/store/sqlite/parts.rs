@@ -49,9 +49,12 @@ pub(super) struct Sql {
     pub give_back: String,
 }
 
+/// A fresh cancel is known to whoever claims the row next.
+const SEEN: &str = "iif(cancel = 2, 1, cancel)";
+
 /// What a row is read by; in the order that [`super::rows`] expects.
 const COLUMNS: &str = "row, id, state, fence, holder, cancel, changed, due, priority, doubt, reason, transport, \
-                       destination, progress, head";
+                       destination, progress, head, wake";
 
 impl Sql {
     fn new(part: u32) -> Self {
@@ -59,8 +62,8 @@ impl Sql {
         Self {
             insert: format!(
                 "INSERT INTO {rows} (id, state, fence, holder, recorded_fence, recorded_by, recorded_state, cancel, \
-                 hold, doubt, changed, due, priority, reason, transport, destination, progress, head) \
-                 VALUES (?1, ?2, 0, NULL, ?3, ?4, ?5, 0, 0, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) \
+                 hold, doubt, changed, due, priority, reason, transport, destination, progress, head, wake) \
+                 VALUES (?1, ?2, 0, NULL, ?3, ?4, ?5, 0, 0, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \
                  ON CONFLICT (id) DO NOTHING"
             ),
             insert_body: format!("INSERT INTO {bodies} (row, message) VALUES (?1, ?2)"),
@@ -71,7 +74,8 @@ impl Sql {
             record: format!(
                 "UPDATE {rows} SET state = ?2, holder = NULL, recorded_fence = fence, recorded_by = ?3, \
                  recorded_state = ?4, cancel = ?5, hold = 0, doubt = ?6, changed = ?7, due = ?8, priority = ?9, \
-                 reason = ?10, transport = ?11, destination = ?12, progress = ?13, head = ?14 WHERE row = ?1"
+                 reason = ?10, transport = ?11, destination = ?12, progress = ?13, head = ?14, wake = ?15 \
+                 WHERE row = ?1"
             ),
             replace_body: format!(
                 "UPDATE {bodies} SET message = ?2 WHERE row = ?1 AND message <> ?2"
@@ -82,8 +86,8 @@ impl Sql {
                 "SELECT message, (SELECT due = changed FROM {rows} WHERE row = ?1) FROM {bodies} WHERE row = ?1"
             ),
             take: format!(
-                "UPDATE {rows} SET state = {CLAIMED}, fence = fence + 1, holder = ?2, cancel = min(cancel, 1), \
-                 changed = ?3, due = NULL WHERE row = ?1 AND state = {WAITING} \
+                "UPDATE {rows} SET state = {CLAIMED}, fence = fence + 1, holder = ?2, cancel = {SEEN}, \
+                 changed = ?3, due = NULL, wake = NULL WHERE row = ?1 AND state = {WAITING} \
                  RETURNING id, fence, doubt, cancel, progress"
             ),
             row_by_id: format!("SELECT {COLUMNS} FROM {rows} WHERE id = ?1"),
@@ -92,11 +96,11 @@ impl Sql {
                 "SELECT {COLUMNS} FROM {rows} WHERE state = {FINISHED} ORDER BY row DESC"
             ),
             mark: format!(
-                "UPDATE {rows} SET state = ?2, due = ?3, cancel = ?4, hold = ?5, changed = ?6 WHERE row = ?1"
+                "UPDATE {rows} SET state = ?2, due = ?3, wake = ?3, cancel = ?4, hold = ?5, changed = ?6 WHERE row = ?1"
             ),
             marks: format!("SELECT cancel, hold FROM {rows} WHERE row = ?1"),
             give_back: format!(
-                "UPDATE {rows} SET state = ?2, due = ?3, cancel = min(cancel, 1), hold = 0, holder = NULL, \
+                "UPDATE {rows} SET state = ?2, due = ?3, wake = ?3, cancel = {SEEN}, hold = 0, holder = NULL, \
                  doubt = 1, changed = ?4, reason = ?5 WHERE row = ?1"
             ),
             body_table: bodies,
@@ -126,6 +130,7 @@ fn create(part: u32) -> String {
             doubt INTEGER NOT NULL,
             changed INTEGER NOT NULL,
             due INTEGER,
+            wake INTEGER,
             priority INTEGER NOT NULL,
             reason TEXT NOT NULL,
             transport TEXT,
@@ -136,14 +141,14 @@ fn create(part: u32) -> String {
         CREATE TABLE body_{part} (row INTEGER PRIMARY KEY, message BLOB NOT NULL) STRICT;
         {undated}
         CREATE TRIGGER part_{part}_enters AFTER INSERT ON part_{part} WHEN NEW.state < {FINISHED} BEGIN
-            INSERT INTO queue (part, row, state, priority, due, transport, destination, holder, since)
-            VALUES ({part}, NEW.row, NEW.state, NEW.priority, NEW.due, ifnull(NEW.transport, ''),
+            INSERT INTO queue (part, row, state, priority, due, wake, transport, destination, holder, since)
+            VALUES ({part}, NEW.row, NEW.state, NEW.priority, NEW.due, NEW.wake, ifnull(NEW.transport, ''),
                     ifnull(NEW.destination, ''), NEW.holder, NEW.changed);
             UPDATE counts SET n = n + 1 WHERE part = {part} AND state = NEW.state;
         END;
-        CREATE TRIGGER part_{part}_moves AFTER UPDATE OF state, priority, due, transport, destination, holder
+        CREATE TRIGGER part_{part}_moves AFTER UPDATE OF state, priority, due, wake, transport, destination, holder
         ON part_{part} WHEN OLD.state < {FINISHED} AND NEW.state < {FINISHED} BEGIN
-            UPDATE queue SET state = NEW.state, priority = NEW.priority, due = NEW.due,
+            UPDATE queue SET state = NEW.state, priority = NEW.priority, due = NEW.due, wake = NEW.wake,
                 transport = ifnull(NEW.transport, ''), destination = ifnull(NEW.destination, ''), holder = NEW.holder
             WHERE part = {part} AND row = NEW.row;
             UPDATE counts SET n = n - 1 WHERE part = {part} AND state = OLD.state;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     super::{Change, Counts, Row, RowData},
-    commit::{CANCEL_FRESH, CANCEL_KNOWN, Standing, find, stored, stored_time},
+    commit::{CANCEL_FRESH, CANCEL_KNOWN, DROP, Standing, find, stored, stored_time},
     parts::{CLAIMED, DEAD, FINISHED, HELD, Scope, Sql, WAITING},
 };
 
@@ -141,10 +141,11 @@ fn changed(standing: &Standing, change: Change) -> Option<After> {
         (Change::Hold, WAITING) => to(HELD, cancel, false),
         (Change::Hold, CLAIMED) => to(CLAIMED, cancel, true),
         (Change::Release, CLAIMED) if standing.hold => to(CLAIMED, cancel, false),
-        (Change::Cancel, WAITING | HELD | DEAD) | (Change::Drop, DEAD) => {
-            to(WAITING, CANCEL_KNOWN, false)
+        (Change::Cancel, WAITING | HELD | DEAD) => to(WAITING, CANCEL_KNOWN, false),
+        (Change::Drop, DEAD) => to(WAITING, DROP, false),
+        (Change::Cancel, CLAIMED) if cancel == CANCEL_KNOWN || cancel == DROP => {
+            to(CLAIMED, cancel, standing.hold)
         }
-        (Change::Cancel, CLAIMED) if cancel == CANCEL_KNOWN => to(CLAIMED, cancel, standing.hold),
         (Change::Cancel, CLAIMED) => to(CLAIMED, CANCEL_FRESH, standing.hold),
         _ => None,
     }
@@ -306,11 +307,12 @@ fn head_of(scope: &Scope<'_>, sql: &Sql, number: i64) -> rusqlite::Result<Bytes>
 fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<(i64, Row)> {
     let id: [u8; 16] = row.get(1)?;
     let holder: Option<[u8; 16]> = row.get(4)?;
-    let due: Option<i64> = row.get(7)?;
+    let (due, wake): (Option<i64>, Option<i64>) = (row.get(7)?, row.get(15)?);
     let head: Option<Vec<u8>> = row.get(14)?;
     let data = RowData {
         state: state_from(row.get(2)?),
         due: due.map(time_from),
+        wake: wake.map(time_from),
         reason: row.get(10)?,
         transport: row.get(11)?,
         destination: row.get(12)?,

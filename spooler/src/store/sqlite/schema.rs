@@ -30,14 +30,16 @@ CREATE TABLE queue (
     state INTEGER NOT NULL,
     priority INTEGER NOT NULL,
     due INTEGER,
+    wake INTEGER,
     transport TEXT NOT NULL,
     destination TEXT NOT NULL,
     holder BLOB,
     since INTEGER NOT NULL,
     PRIMARY KEY (part, row)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX queue_order ON queue (state, priority, due, transport, destination) WHERE state = 1;
+CREATE INDEX queue_order ON queue (state, priority, due, transport, destination, wake) WHERE state = 1;
 CREATE INDEX queue_lane ON queue (state, transport, destination, priority, due) WHERE state = 1;
+CREATE INDEX queue_wake ON queue (state, wake, due) WHERE state = 1;
 CREATE INDEX queue_holder ON queue (state, holder) WHERE state = 2;
 CREATE INDEX queue_since ON queue (since);
 CREATE TABLE members (

@@ -177,7 +177,7 @@ async fn limits_are_kept_before_anything_is_written() {
     let mut nobody = incoming();
     nobody.recipients.clear();
     let mut large = incoming();
-    large.body = Bytes::from(vec![0; 1_000_001]);
+    large.body = Bytes::from(vec![0; 1_000_000 + 4_097]);
     let mut no_blobs = incoming();
     no_blobs.body = Bytes::from(vec![0; 101]);
     for (message, expected) in [

@@ -14,8 +14,8 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use pombo_proto::message::BODY_BYTES_MAX;
-use serde::{Deserialize, Deserializer};
+use pombo_proto::{message::BODY_BYTES_MAX, service::config::duration};
+use serde::Deserialize;
 
 use super::address::TemplateError;
 
@@ -55,7 +55,7 @@ pub struct Config {
     pub concurrency: u32,
     /// For how long a mailbox remembers what was delivered to it, so that a repeat is no second copy even if the first
     /// was read or deleted. Must exceed the longest time for which an outcome can stay unrecorded. Default `7d`.
-    #[serde(default = "remember", deserialize_with = "duration")]
+    #[serde(default = "remember", deserialize_with = "duration::deserialize")]
     pub remember: Duration,
     /// The folder from which messages are taken in. Default: none.
     #[serde(default)]
@@ -96,7 +96,7 @@ pub struct PickUpConfig {
     pub sender: Option<String>,
     /// For how long a file in a drop folder must not have changed before it counts as complete, unless its writer was
     /// seen to close it or to rename it into place. Default `2s`.
-    #[serde(default = "settle", deserialize_with = "duration")]
+    #[serde(default = "settle", deserialize_with = "duration::deserialize")]
     pub settle: Duration,
     /// Larger files are moved to `failed`. Bytes, default 50 MiB.
     #[serde(default = "size_max")]
@@ -298,12 +298,6 @@ fn settle() -> Duration {
 
 fn size_max() -> u64 {
     BODY_BYTES_MAX
-}
-
-/// A duration as people write it: `2s`, `7d`.
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map_err(serde::de::Error::custom)
 }
 
 #[cfg(test)]

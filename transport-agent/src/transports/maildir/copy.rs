@@ -90,6 +90,14 @@ fn is_nonce(text: &str) -> bool {
     text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// For their owner alone, as Maildirs are.
+fn make_all(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+}
+
 /// Where all Maildirs are.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
@@ -100,6 +108,16 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Makes the directory, if Maildirs are made. At logon alone: one that is gone later is a file system that is not mounted,
+    /// and what was written in its place would be hidden by it.
+    pub(super) fn prepare(&self) {
+        if self.create
+            && let Err(error) = make_all(&self.root)
+        {
+            tracing::warn!(path = %self.root.display(), %error, "cannot be made");
+        }
+    }
+
     /// Why nothing can be delivered anywhere, if so.
     pub(super) fn ailment(&self) -> Option<String> {
         let needed = if self.create {

@@ -137,6 +137,10 @@ fn show(pick_up: &PickUp, support: &dyn Support, delivers: bool) {
 #[async_trait]
 impl Transport for Maildir {
     async fn logon(&self, support: Arc<dyn Support>) -> Result<LogonReply, LogonError> {
+        if let Some(deliverer) = &self.deliverer {
+            let place = deliverer.place.clone();
+            let _ = blocking(move || place.prepare()).await;
+        }
         if let Some(ailment) = self.ailment().await {
             return Err(LogonError::FailOneProvider(ailment));
         }

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use pombo_proto::service::config::duration;
 use serde::Deserialize;
 
 /// The configuration of one `smtp` transport. Every key has a default; unknown keys are refused.
@@ -162,14 +163,14 @@ pub struct Dns {
     /// Name servers, as `address` or `address:port`. Default: those of the system (`/etc/resolv.conf`).
     pub nameservers: Vec<String>,
     /// How long one question may take. Default: 5s.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub timeout: Duration,
     /// How often a question is repeated. Default: 2.
     pub attempts: usize,
     /// How many answers are remembered, for as long as they say. Default: 8192.
     pub cache_size: u64,
     /// A "there is no such name" is remembered no longer than this. Default: 5m.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub negative_ttl_max: Duration,
 }
 
@@ -258,18 +259,18 @@ pub struct Connections {
     /// At most so many open in all. Default: 500.
     pub total: usize,
     /// One that was not used for this long is closed. Default: 30s; less than servers' patience, which is minutes.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub idle_timeout: Duration,
     /// Messages over one connection. Default: 10,000 to the smart host and to hosts of `domains`, 100 to hosts by MX, whose
     /// balance of load lives from new connections.
     pub uses_max: Option<u32>,
     /// How long a message waits for a connection when all are in use, before it is deferred. Default: 1m.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub wait: Duration,
     /// At most so many addresses of a destination are tried for one message. Default: 10.
     pub attempts_max: usize,
     /// An address that could not be reached is tried after all others for this long. Default: 1m.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub unreachable_memory: Duration,
 }
 
@@ -292,44 +293,44 @@ impl Default for Connections {
 #[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
     /// For a TCP connection. Default: 30s.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub connect: Duration,
     /// For the greeting. Default: 5m.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub greeting: Duration,
     /// For the answers to EHLO, HELO, STARTTLS and RSET. Default: 5m.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub hello: Duration,
     /// For the TLS handshake. Default: 1m.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub tls: Duration,
     /// For each answer of an authentication. Default: 1m.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub auth: Duration,
     /// For the answer to MAIL. Default: 5m.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub mail: Duration,
     /// For the answer to RCPT. Default: 5m.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub rcpt: Duration,
     /// For the answer to DATA. Default: 2m.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub data_start: Duration,
     /// For each block of the content to be taken. Default: 3m.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub data_block: Duration,
     /// For the answer to the final dot. Default: 10m: giving up sooner makes duplicates (RFC 5321 4.5.3.2.6).
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub data_end: Duration,
     /// For the answer to the final dot once the message was cancelled. Default: 30s.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub after_cancel: Duration,
     /// For the answer to QUIT. Default: 2s.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub quit: Duration,
     /// TCP_USER_TIMEOUT: what the kernel has taken and the other side does not acknowledge in this time breaks the
     /// connection, so that nothing goes out long after its sender was given up. Default: 30s.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub tcp_user: Duration,
 }
 
@@ -461,19 +462,4 @@ impl Config {
 /// Whether a name may stand behind EHLO.
 pub(super) fn is_helo_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 255 && name.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-/// Durations as people write them: "30s", "5m".
-mod duration {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, de::Error};
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Duration, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text)
-            .map_err(|error| D::Error::custom(format!("{text:?} is not a duration: {error}")))
-    }
 }

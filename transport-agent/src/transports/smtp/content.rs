@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pombo_proto::{
-    outcome::{Delivery, Diagnosis, EnhancedStatus, NdrReason, Outcome},
+    outcome::{Delivery, Diagnosis, EnhancedStatus, NdrReason, Outcome, Relayed},
     time::UnixMillis,
 };
 use tokio::time::{Instant, timeout};
@@ -108,8 +108,11 @@ fn delivered(connection: &Connection, batch: &mut [Rcpt<'_>], reply: &Reply) {
     let delivery = Delivery::new(UnixMillis::now(), &*connection.host, reply.words());
     for rcpt in batch {
         if rcpt.is(&State::Accepted) {
-            // Who asked to hear of success will, from the server: it took NOTIFY=SUCCESS.
-            let relayed = connection.offered.dsn && rcpt.recipient.notify.success;
+            // Who asked to hear of success will: from the server, if it took NOTIFY with it, or from us.
+            let relayed = match connection.offered.dsn {
+                true => Relayed::Promised,
+                false => Relayed::Unreported,
+            };
             rcpt.state = State::Done(Outcome::Delivered(Delivery {
                 relayed,
                 ..delivery.clone()

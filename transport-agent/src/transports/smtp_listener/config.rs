@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf, time::Duration};
 
-use pombo_proto::message::{BODY_BYTES_MAX, RECIPIENTS_MAX};
+use pombo_proto::{
+    message::{BODY_BYTES_MAX, RECIPIENTS_MAX},
+    service::config::duration,
+};
 use serde::Deserialize;
 
 use super::{data, policy};
@@ -67,19 +70,19 @@ pub struct Config {
     pub messages_per_minute: Option<NonZeroU32>,
 
     /// How long a client may take for a command; then 421 4.4.2. Default `5m`.
-    #[serde(with = "period")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub command_timeout: Duration,
     /// How long a client may be silent within a message. Default `5m`.
-    #[serde(with = "period")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub data_timeout: Duration,
     /// How long a message may take in all. Default `30m`.
-    #[serde(with = "period")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub transfer_timeout: Duration,
     /// How long a client at DATA waits for the spooler's permit; then 451 4.3.2. Default `10s`.
-    #[serde(with = "period")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub permit_timeout: Duration,
     /// How long a message under way may take to complete when the listener shuts down. Default `10s`.
-    #[serde(with = "period")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub shutdown_timeout: Duration,
 
     /// LF without CR in a message. `reject`: 550 5.5.2, as Postfix does. `keep`: passed on as it is; never the end of a
@@ -90,7 +93,7 @@ pub struct Config {
 
     /// How long a message is remembered whose 250 may not have arrived: sent again by the same client in this time, it gets the
     /// same id and no second message. `0s` turns it off. Default `10m`.
-    #[serde(with = "period")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub repeat_window: Duration,
     /// How many such messages are remembered; the oldest goes first. Default 10,000.
     pub repeat_entries_max: usize,
@@ -216,17 +219,5 @@ impl Config {
             refuse_bare_lf: self.bare_lf == BareLineEnd::Reject,
             refuse_bare_cr: self.bare_cr == BareLineEnd::Reject,
         }
-    }
-}
-
-/// Durations as people write them: `30s`, `5m`, `1h 30m`.
-mod period {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, de::Error};
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(from)?;
-        humantime::parse_duration(&text).map_err(D::Error::custom)
     }
 }

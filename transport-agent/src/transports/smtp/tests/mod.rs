@@ -15,7 +15,7 @@ use bytes::Bytes;
 use pombo_proto::{
     ids::{MessageId, RecipientIndex, Reference},
     message::{Body, Content, Envelope, MessageClass, Priority, Recipient, ReportReturn, Source},
-    outcome::{Diagnosis, Outcome, RecipientStatus, SubmitResult},
+    outcome::{Diagnosis, Outcome, RecipientStatus, Relayed, SubmitResult},
     time::UnixMillis,
     verbs::TransportState,
 };
@@ -297,10 +297,10 @@ fn told(result: SubmitResult) -> Vec<String> {
             let what = match one.outcome {
                 Outcome::Delivered(delivery) => format!(
                     "{} {}: {}",
-                    if delivery.relayed {
-                        "relayed"
-                    } else {
-                        "delivered"
+                    match delivery.relayed {
+                        Relayed::Promised => "promised",
+                        Relayed::Unreported => "delivered",
+                        Relayed::No => "final",
                     },
                     delivery.remote,
                     delivery.reply

@@ -122,7 +122,7 @@ async fn reports_of_delivery_are_asked_for_where_dsn_is_offered() {
     );
     assert_eq!(
         with_offer("DSN", &asked, "", message()).await,
-        ["0 relayed 127.0.0.1: 250 queued"]
+        ["0 promised 127.0.0.1: 250 queued"]
     );
     let plain = taken("MAIL FROM:<ann@a.test>", "RCPT TO:<bob@b.test>");
     assert_eq!(
