@@ -129,23 +129,23 @@ impl Source {
         })
     }
 
-    /// Where the value of a key stands, or the nearest thing around it.
+    /// Where the value of a key stands, or the nearest thing around it. Entries of arrays are named by their number, as in
+    /// `transport.0.name` or `transport[0].name`.
     fn find(&self, key: &str) -> Option<Range<usize>> {
+        use toml::de::DeValue;
         let document = toml::de::DeTable::parse(&self.text).ok()?;
-        let mut table = document.get_ref();
-        let mut span = None;
-        for part in key.split('.') {
-            let name = part.split('[').next().unwrap_or(part);
-            let Some(value) = table.get(name) else {
-                break;
+        let mut parts = key.split(['.', '[', ']']).filter(|part| !part.is_empty());
+        let mut value = document.get_ref().get(parts.next()?)?;
+        for part in parts {
+            let inner = match value.get_ref() {
+                DeValue::Table(table) => table.get(part),
+                DeValue::Array(array) => part.parse().ok().and_then(|at: usize| array.get(at)),
+                _ => None,
             };
-            span = Some(value.span());
-            match value.get_ref() {
-                toml::de::DeValue::Table(inner) => table = inner,
-                _ => break,
-            }
+            let Some(inner) = inner else { break };
+            value = inner;
         }
-        span
+        Some(value.span())
     }
 
     fn error(&self, span: Option<Range<usize>>, key: String, message: String) -> Error {

@@ -8,9 +8,19 @@ use crate::config::Config;
 pub(super) fn check(file: &Path) -> Result<bool, Error> {
     let text = std::fs::read_to_string(file)
         .map_err(|error| Error::Config(format!("{}: {error}", file.display())))?;
-    // An agent's file has one [transport], a spooler's has a list of them.
-    let agent = text.lines().any(|line| line.trim() == "[transport]");
-    if agent {
+    // An agent's file has one [transport], a spooler's has a list of them, and sections that no agent has.
+    let has = |heading: &str| {
+        text.lines()
+            .any(|line| line.trim_start().starts_with(heading))
+    };
+    let spooler = [
+        "[[transport]]",
+        "[store]",
+        "[spooler]",
+        "[spooler.",
+        "[schedule]",
+    ];
+    if has("[transport]") || !spooler.into_iter().any(has) {
         return check_agent(file);
     }
     Config::load(file).map_err(|error| Error::Config(error.to_string()))?;
