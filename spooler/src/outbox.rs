@@ -224,13 +224,13 @@ impl Round {
                     progress.end_pauses();
                 }
                 Job {
-                tenure,
-                message,
-                progress,
-                cancelled: row.mark == Mark::Cancel,
-                dropped: row.mark == Mark::Drop,
-                doubt: row.doubt,
-                since: Instant::now(),
+                    tenure,
+                    message,
+                    progress,
+                    cancelled: row.mark == Mark::Cancel,
+                    dropped: row.mark == Mark::Drop,
+                    doubt: row.doubt,
+                    since: Instant::now(),
                 }
             }),
             Err(error) => {
