@@ -599,6 +599,10 @@ async fn a_stopped_spooler_is_named_and_the_store_that_is_away_means_later() -> 
     pombo.spooler(0).sigcont();
     output.exits(69);
 
+    let message = Mail::new().bytes();
+    let waiting = &["-f", "ann@example.org", "--at", "1h", "bob@example.net"];
+    let id = submit(&pombo, waiting, &message).await;
+    is_in_state(&pombo, &id, "waiting").await;
     let store = pombo.store();
     let lock = tokio::task::spawn_blocking(move || -> rusqlite::Result<_> {
         let connection = rusqlite::Connection::open(store)?;
@@ -608,9 +612,11 @@ async fn a_stopped_spooler_is_named_and_the_store_that_is_away_means_later() -> 
     })
     .await??;
     // A change needs the store's lock; 75 says that it may be asked again.
-    let output = pombo.pombo(&["retry", "--all"]).await;
+    let output = pombo.pombo(&["hold", &id]).await;
     tokio::task::spawn_blocking(move || lock.execute_batch("ROLLBACK")).await??;
     output.exits(75);
-    pombo.pombo(&["retry", "--all"]).await.exits(1);
+    is_in_state(&pombo, &id, "waiting").await;
+    pombo.pombo(&["hold", &id]).await.succeeds();
+    is_in_state(&pombo, &id, "held").await;
     Ok(())
 }

@@ -12,7 +12,7 @@
 //!
 //! # What comes from outside
 //! Addresses, remote replies and the original's header are hostile until shown otherwise. Each text loses its control
-//! characters before it stands in a header field or a line of its own ([`text`]); the boundary is one that occurs in no part.
+//! characters before it stands in a header field or a line of its own (`text`); the boundary is one that occurs in no part.
 
 mod parts;
 #[cfg(test)]
