@@ -659,8 +659,11 @@ async fn a_queue_with_other_arguments_keeps_the_link_down_until_it_is_gone() {
         .await
         .unwrap();
     let mut peer = Peer::start(options(&broker.url(), &prefix, Audience::Nobody));
-    let up = tokio::time::timeout(Duration::from_secs(2), peer.events.recv()).await;
-    assert!(up.is_err(), "{up:?}");
+    let told = tokio::time::timeout(Duration::from_secs(30), peer.events.recv()).await;
+    let Ok(Some(Event::Down(reason))) = told else {
+        panic!("{told:?}")
+    };
+    assert!(reason.contains(&queue), "{reason}");
     assert!(!peer.link.is_up());
     raw.delete(&queue).await;
     peer.next_up().await;
