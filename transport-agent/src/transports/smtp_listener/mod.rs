@@ -7,8 +7,8 @@
 //!
 //! * 250 is said only after SaveChanges returned an id; any other end of a reception leaves the message with the client.
 //! * No open relay: what is not for a local domain is taken only from `relay_clients`.
-//! * Only CRLF.CRLF ends a message ([`data`]).
-//! * A client that lost the 250 and sends the same again gets the same id ([`repeats`]).
+//! * Only CRLF.CRLF ends a message (`data`).
+//! * A client that lost the 250 and sends the same again gets the same id (`repeats`).
 //! * Bounded: connections, bytes of all messages together, recipients, line lengths, errors, and time.
 
 mod address;
