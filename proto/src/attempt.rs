@@ -282,6 +282,11 @@ impl Attempts {
         }
     }
 
+    /// Whether an attempt of this message is kept: under way, or not yet settled.
+    pub fn keeps(&self, id: MessageId) -> bool {
+        self.kept.contains_key(&id)
+    }
+
     /// Adopt: what is known, and the fence is raised.
     pub fn handle_adopt(&mut self, tenancies: &[Tenancy]) -> Vec<Adopted> {
         let mut weight = 0;
@@ -367,6 +372,14 @@ impl Attempts {
         let place = self.sessions.range(..session).count() as u32;
         let turn = (place + (self.ticks % u64::from(sessions)) as u32) % sessions;
         outstanding + free / sessions + u32::from(turn < free % sessions)
+    }
+
+    /// Who may be asked at the dot: whoever submitted it, while it is under way and nobody has adopted it.
+    pub fn owner(&self, id: MessageId) -> Option<Owner> {
+        let attempt = self.kept.get(&id)?;
+        let own = matches!(attempt.stage, Stage::UnderWay { settled: false })
+            && attempt.fence == attempt.submitted;
+        own.then(|| attempt.owner())
     }
 
     /// Attempts kept, over all sessions, ended ones included.

@@ -10,10 +10,11 @@ use uuid::Uuid;
 
 use crate::{
     ids::{Fence, MessageId},
+    ledger::{Balance, DoorNumber},
     message::{Notify, Priority, ReportReturn},
     outcome::Diagnosis,
     time::UnixMillis,
-    verbs::StatusRow,
+    verbs::{StatusRow, Validation},
 };
 
 /// What travels in a control frame.
@@ -73,8 +74,21 @@ pub enum Question {
     Dead,
     /// Dead ones made due again. Answered by [`Answer::Changed`].
     DeadRequeue(Selection),
-    /// Dead ones given up, with a report. Answered by [`Answer::Changed`].
+    /// Dead ones given up, with a report; one that is held, too. Answered by [`Answer::Changed`].
     DeadDrop(Selection),
+    /// ValidateState on a transport, or on all. Answered by [`Answer::Validated`].
+    Validate {
+        /// Which transport; `None`: all.
+        transport: Option<String>,
+    },
+    /// What was accepted, and what became of it. Answered by [`Answer::Ledger`].
+    Ledger,
+    /// These numbers are missing: who moves them? Asked by one spooler of the others. Answered by [`Answer::Held`].
+    Held(Vec<DoorNumber>),
+    /// A person accepts that these are lost. Answered by [`Answer::Changed`].
+    WriteOff(Vec<DoorNumber>),
+    /// Large bodies, and how many of them belong to nothing in the store. Answered by [`Answer::Bodies`].
+    Bodies,
 }
 
 /// Which messages are meant.
@@ -99,6 +113,8 @@ pub struct QueueFilter {
     pub recipient: Option<String>,
     /// In this state.
     pub state: Option<QueueState>,
+    /// Only those that may have been sent to somebody without our knowing.
+    pub in_doubt: bool,
     /// At most this many rows; 0: the default of 1,000.
     pub limit: u32,
 }
@@ -161,6 +177,54 @@ pub enum Answer {
     },
     /// The sessions of this spooler.
     Transports(Vec<SessionRow>),
+    /// What ValidateState returned, per session of this spooler.
+    Validated(Vec<ValidationRow>),
+    /// The ledger, as this spooler sees it.
+    Ledger(Box<LedgerView>),
+    /// Those of the numbers asked for that move here.
+    Held(Vec<DoorNumber>),
+    /// What lies in the blob store.
+    Bodies(BodiesView),
+}
+
+/// What lies in the blob store, counted now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BodiesView {
+    /// All bodies.
+    pub bodies: u64,
+    /// Of these, bodies of which the store has no unfinished row: of messages that are on their way and have not been tried in vain,
+    /// or whose writer died before they were accepted.
+    pub without_row: u64,
+    /// Of these, those older than any message can be. They will be removed.
+    pub orphans: u64,
+}
+
+/// The ledger. The accounts are the store's; the rest is what one spooler knows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LedgerView {
+    /// The spooler that answers.
+    pub spooler: String,
+    /// Every account.
+    pub accounts: Vec<Balance>,
+    /// Messages that lie ready in the spool's queues; `None`: the broker did not say.
+    pub ready: Option<u64>,
+    /// Deliveries that this spooler has leased and not acked.
+    pub leased: u64,
+    /// What the audit has found, if this is the spooler that makes it.
+    pub audit: Option<Audited>,
+}
+
+/// What an audit has found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Audited {
+    /// Numbers that are accepted, are not in the store, and move nowhere; the oldest thousand.
+    pub missing: Vec<DoorNumber>,
+    /// How many are missing, at least.
+    pub missing_count: u64,
+    /// Numbers that nobody has said to hold, but not for long enough to be called missing; the oldest hundred.
+    pub sought: Vec<DoorNumber>,
+    /// Accounts whose books do not agree with themselves.
+    pub unsound: Vec<crate::ledger::Account>,
 }
 
 /// Why a question was not answered.
@@ -304,6 +368,8 @@ pub struct QueueRow {
     pub recipients: Vec<String>,
     /// How many are undecided.
     pub pending: u32,
+    /// How many of these may have been sent to without our knowing.
+    pub in_doubt: u32,
     /// Size in bytes.
     pub size: u64,
     /// The transport it waits for or is with.
@@ -335,4 +401,17 @@ pub struct SessionRow {
     pub outstanding: u32,
     /// Its last status row.
     pub status: StatusRow,
+}
+
+/// What ValidateState returned in one session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ValidationRow {
+    /// The spooler.
+    pub spooler: String,
+    /// The transport's name.
+    pub transport: String,
+    /// The agent's host and instance.
+    pub agent: String,
+    /// What it returned; `None`: nothing in time.
+    pub validation: Option<Validation>,
 }

@@ -10,6 +10,19 @@
 //!
 //! All numbers of the fixed parts are big-endian. Frames are numbered each way: the n-th frame of a packet has the
 //! sequence `first + n`. Whatever comes from outside is bounded before it is allocated; trailing bytes are refused.
+//!
+//! **Versions.** bincode does not describe itself, so the version byte is what tells two layouts apart, and two neighbouring
+//! releases must be able to run side by side while one is replaced by the other:
+//!
+//! | bytes | are written in | are read |
+//! |---|---|---|
+//! | packets of a session | the version agreed at logon, the newest that both sides speak | in any version spoken |
+//! | packets outside (hellos, questions, the logon itself) | the oldest version spoken: who hears it is not known | likewise |
+//! | messages (spool, outbox, history, tails) | [`VERSION`]: nobody can be asked who will read it, perhaps in weeks | from [`MESSAGE_VERSION_MIN`] to [`MESSAGE_VERSION_MAX`] |
+//!
+//! So a new layout takes two releases. The first one reads it, speaks it where it is agreed ([`crate::verbs::VERSIONS`] grows by
+//! one at its upper end), and goes on writing messages as before. The second one writes it, and drops the oldest from what it
+//! speaks; messages stay readable as long as a store may hold them.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -19,17 +32,27 @@ use crate::{
     control::Control,
     ids::{Correlation, Incarnation},
     message::{Body, Envelope, Message, RECIPIENTS_MAX},
-    verbs::{Hello, Verb},
+    verbs::{Hello, VERSIONS, Verb, VersionRange},
 };
 
-/// The version of packets and messages that this build writes.
+/// The version of messages that this build writes.
 pub const VERSION: u8 = 1;
+/// The oldest version of messages that this build reads.
+pub const MESSAGE_VERSION_MIN: u8 = 1;
+/// The newest version of messages that this build reads; a release reads it before any writes it.
+pub const MESSAGE_VERSION_MAX: u8 = 1;
 /// RabbitMQ 4.x closes the channel above 16 MiB; a packet stays below it.
 pub const PACKET_BYTES_MAX: usize = 12 * 1024 * 1024;
 /// A head holds at most 10,000 outcomes or recipients.
 pub const HEAD_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What decoding may claim: bincode counts a number by its width in memory, not on the wire, so a head of as many bytes as are
+/// allowed claims more. (By a quarter, with 10,000 recipients.)
+const CLAIMED_BYTES_MAX: usize = 2 * HEAD_BYTES_MAX;
 /// More frames than this are never collected into one packet.
 pub const FRAMES_MAX: usize = 512;
+/// A part shares the memory of the whole if it is at least three quarters of it; otherwise it is copied. Then what keeps parts
+/// is bounded by their sizes and a third, and a large one that came alone is not copied.
+const SHARED_MIN: (usize, usize) = (3, 4);
 
 const PACKET_MAGIC: [u8; 2] = *b"PB";
 const MESSAGE_MAGIC: [u8; 2] = *b"PM";
@@ -116,6 +139,8 @@ impl Frame {
 /// Frames from one incarnation to another.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Packet {
+    /// The layout that it is written in, or was.
+    pub version: u8,
     /// Who wrote it.
     pub from: Incarnation,
     /// Whom it is for; [`Incarnation::EVERYONE`] on a fanout.
@@ -130,9 +155,10 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// A packet outside any session.
+    /// A packet outside any session, in the oldest layout: every neighbour reads it.
     pub fn single(from: Incarnation, to: Incarnation, frame: Frame) -> Self {
         Self {
+            version: VERSIONS.oldest(),
             from,
             to,
             first: 0,
@@ -146,7 +172,7 @@ impl Packet {
         let weight: usize = self.frames.iter().map(Frame::weight).sum();
         let mut out = Vec::with_capacity(PACKET_HEADER + weight);
         out.put_slice(&PACKET_MAGIC);
-        out.put_u8(VERSION);
+        out.put_u8(self.version);
         out.put_u16(self.frames.len() as u16);
         out.put_slice(self.from.0.as_bytes());
         out.put_slice(self.to.0.as_bytes());
@@ -164,13 +190,21 @@ impl Packet {
         out
     }
 
-    /// From bytes that anybody may have written. Tails share `bytes`.
+    /// From bytes that anybody may have written. A tail shares `bytes` if there is little else in them, see [`detached`].
     pub fn decode(bytes: &Bytes) -> Result<Self, Error> {
+        Self::decode_within(bytes, VERSIONS)
+    }
+
+    /// The same for a process that speaks other versions than this build does by itself.
+    pub fn decode_within(bytes: &Bytes, spoken: VersionRange) -> Result<Self, Error> {
         if bytes.len() > PACKET_BYTES_MAX {
             return Err(Error::TooLarge);
         }
         let mut reader = Reader { bytes, at: 0 };
-        check_start(&mut reader, PACKET_MAGIC)?;
+        let version = check_magic(&mut reader, PACKET_MAGIC)?;
+        if !spoken.contains(version) {
+            return Err(Error::Version(version));
+        }
         let count = u16::from_be_bytes(reader.array()?) as usize;
         let from = Incarnation(Uuid::from_bytes(reader.array()?));
         let to = Incarnation(Uuid::from_bytes(reader.array()?));
@@ -190,17 +224,29 @@ impl Packet {
             frames.push(Frame {
                 correlation,
                 payload,
-                tail: reader.slice(tail)?,
+                tail: detached(reader.slice(tail)?, bytes.len()),
             });
         }
         reader.finish()?;
         Ok(Self {
+            version,
             from,
             to,
             first,
             seen,
             frames,
         })
+    }
+}
+
+/// A part of `whole` bytes that will be kept for longer than they are needed: the same memory, or its own if the part is so much
+/// smaller that it must not hold all of the others. One slow message of a batch would keep the whole packet.
+pub fn detached(part: Bytes, whole: usize) -> Bytes {
+    let (least, of) = SHARED_MIN;
+    if part.len().saturating_mul(of) >= whole.saturating_mul(least) {
+        part
+    } else {
+        Bytes::copy_from_slice(&part)
     }
 }
 
@@ -237,7 +283,7 @@ pub fn decode_message(encoded: Bytes) -> Result<Message, Error> {
         bytes: &encoded,
         at: 0,
     };
-    check_start(&mut reader, MESSAGE_MAGIC)?;
+    check_message_version(check_magic(&mut reader, MESSAGE_MAGIC)?)?;
     let length = u32::from_be_bytes(reader.array()?) as usize;
     if length > HEAD_BYTES_MAX {
         return Err(Error::TooLarge);
@@ -277,9 +323,7 @@ pub fn head_length(start: &[u8]) -> Result<usize, Error> {
     if [m0, m1] != MESSAGE_MAGIC {
         return Err(Error::Magic);
     }
-    if version != VERSION {
-        return Err(Error::Version(version));
-    }
+    check_message_version(version)?;
     match u32::from_be_bytes(length) as usize {
         length if length > HEAD_BYTES_MAX => Err(Error::TooLarge),
         length => Ok(MESSAGE_HEADER + length),
@@ -306,7 +350,7 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 
 /// The other way; bounded, and nothing may be left over.
 pub fn decode_all<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
-    let config = bincode::config::standard().with_limit::<HEAD_BYTES_MAX>();
+    let config = bincode::config::standard().with_limit::<CLAIMED_BYTES_MAX>();
     let (value, used) =
         bincode::serde::decode_from_slice(bytes, config).map_err(|_| Error::Malformed)?;
     if used == bytes.len() {
@@ -322,12 +366,17 @@ fn encode_into<T: Serialize>(value: &T, out: &mut impl std::io::Write) {
         .expect("every type that travels has an encoding");
 }
 
-fn check_start(reader: &mut Reader<'_>, magic: [u8; 2]) -> Result<(), Error> {
+/// The version that follows.
+fn check_magic(reader: &mut Reader<'_>, magic: [u8; 2]) -> Result<u8, Error> {
     if reader.array::<2>()? != magic {
         return Err(Error::Magic);
     }
-    match reader.array::<1>()?[0] {
-        VERSION => Ok(()),
+    Ok(reader.array::<1>()?[0])
+}
+
+fn check_message_version(version: u8) -> Result<(), Error> {
+    match version {
+        MESSAGE_VERSION_MIN..=MESSAGE_VERSION_MAX => Ok(()),
         other => Err(Error::Version(other)),
     }
 }
@@ -367,150 +416,4 @@ impl Reader<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        ids::{Fence, MessageId},
-        message::{Content, MessageClass, Priority, Recipient, ReportReturn, Source},
-        time::UnixMillis,
-        verbs::{Submit, Tenancy},
-    };
-
-    fn message() -> Message {
-        let body = b"Subject: x\r\n\r\nhello\r\n";
-        let envelope = Envelope {
-            id: MessageId::derived("test", b"1"),
-            class: MessageClass::Note,
-            sender: "ann@example.org".to_owned(),
-            recipients: vec![Recipient::smtp("bob@example.net")],
-            priority: Priority::Normal,
-            submitted_at: UnixMillis(1_700_000_000_000),
-            deferred_until: None,
-            expires_at: None,
-            report_return: ReportReturn::Headers,
-            envelope_id: None,
-            content: Content::default(),
-            source: Source {
-                door: "test".to_owned(),
-                client: String::new(),
-                about: None,
-            },
-            body: Body::Inline {
-                size: body.len() as u64,
-            },
-            properties: Vec::new(),
-        };
-        encode_message(envelope, body)
-    }
-
-    fn packet() -> Packet {
-        let id = message().envelope.id;
-        let submit = Verb::SubmitMessage(Submit {
-            id,
-            fence: Fence(3),
-            begin_deferred: false,
-            recipients: vec![crate::ids::RecipientIndex(0)],
-        });
-        Packet {
-            from: Incarnation(Uuid::from_u128(1)),
-            to: Incarnation(Uuid::from_u128(2)),
-            first: 7,
-            seen: 5,
-            frames: vec![
-                Frame::verb(Correlation(300), submit).with_tail(message().encoded),
-                Frame::verb(
-                    Correlation(0),
-                    Verb::Settled(vec![Tenancy {
-                        id,
-                        fence: Fence(0),
-                    }]),
-                ),
-            ],
-        }
-    }
-
-    #[test]
-    fn a_packet_survives_the_wire() {
-        let bytes = Bytes::from(packet().encode());
-        assert_eq!(Packet::decode(&bytes).unwrap(), packet());
-        let tail = Packet::decode(&bytes).unwrap().frames[0].tail.clone();
-        assert_eq!(decode_message(tail).unwrap().envelope, message().envelope);
-    }
-
-    /// The bytes on the wire are a contract between versions: whoever changes them raises [`VERSION`].
-    #[test]
-    fn golden_bytes() {
-        let hex = |bytes: &[u8]| {
-            bytes
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect::<String>()
-        };
-        assert_eq!(
-            hex(&packet().encode()),
-            include_str!("golden/packet.hex").trim()
-        );
-        assert_eq!(
-            hex(&message().encoded),
-            include_str!("golden/message.hex").trim()
-        );
-    }
-
-    #[test]
-    fn every_truncation_and_every_addition_is_refused() {
-        let bytes = packet().encode();
-        for end in 0..bytes.len() {
-            assert!(
-                Packet::decode(&Bytes::copy_from_slice(&bytes[..end])).is_err(),
-                "{end}"
-            );
-        }
-        let mut longer = bytes;
-        longer.push(0);
-        assert_eq!(Packet::decode(&longer.into()), Err(Error::Trailing));
-        let encoded = message().encoded;
-        for end in 0..encoded.len() {
-            assert!(decode_message(encoded.slice(..end)).is_err(), "{end}");
-        }
-    }
-
-    #[test]
-    fn a_head_alone_keeps_the_envelope() {
-        let message = message();
-        let head = encoded_head(&message);
-        assert_eq!(head.len() + message.inline.len(), message.encoded.len());
-        assert_eq!(head_length(&head), Ok(head.len()));
-        assert_eq!(decode_head(&head).unwrap(), *message.envelope);
-        assert_eq!(decode_head(&message.encoded).unwrap(), *message.envelope);
-        for end in 0..head.len() {
-            assert!(decode_head(&head[..end]).is_err(), "{end}");
-        }
-        assert!(decode_message(head).is_err());
-    }
-
-    #[test]
-    fn other_versions_and_strangers_are_refused() {
-        let mut bytes = packet().encode();
-        bytes[2] = 9;
-        assert_eq!(
-            Packet::decode(&bytes.clone().into()),
-            Err(Error::Version(9))
-        );
-        bytes[0] = b'X';
-        assert_eq!(Packet::decode(&bytes.into()), Err(Error::Magic));
-    }
-
-    #[test]
-    fn hostile_bytes_neither_panic_nor_allocate() {
-        fastrand::seed(1);
-        let good = packet().encode();
-        for _ in 0..200_000 {
-            let mut bytes = good.clone();
-            for _ in 0..fastrand::usize(1..6) {
-                let at = fastrand::usize(..bytes.len());
-                bytes[at] = fastrand::u8(..);
-            }
-            let _ = Packet::decode(&bytes.into());
-        }
-    }
-}
+mod tests;

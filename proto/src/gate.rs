@@ -141,6 +141,11 @@ impl Average {
 /// [`TurnOptions::turn_messages`] messages and [`TurnOptions::turn_bytes`] bytes, whichever is used up first. The size of a message
 /// is known only after it was delivered; a session then owes, and pays from later turns. A session that nobody competes
 /// with does not wait for anything but its window.
+///
+/// The window doubles whenever all of it is in use and there is more: a reply says so, or a notification. A notification has
+/// to count, because permits may be in use for a long time (a client that sends slowly holds one) and no reply comes meanwhile;
+/// then who came first would shut everybody else out. It falls back when there is nothing more, but never below the
+/// permits that are still out.
 #[derive(Debug)]
 pub struct Turns<K> {
     options: TurnOptions,
@@ -156,7 +161,7 @@ pub struct Turns<K> {
 pub struct TurnOptions {
     /// StartMessages outstanding in one session.
     pub window: u32,
-    /// The window of a session that keeps using all of it.
+    /// The window of a session that uses all of it and has more, at most. One below `window` counts as `window`.
     pub window_busy: u32,
     /// StartMessages outstanding over all sessions.
     pub outstanding_max: u32,
@@ -236,18 +241,20 @@ impl<K: Copy + Eq + Hash + Ord> Turns<K> {
 
     /// SpoolerNotify(NEWMAIL), or Poll returned more than zero.
     pub fn handle_new_mail(&mut self, session: K) {
-        let window = self.options.window;
-        let next_permit = self.next_permit;
+        let (options, next_permit) = (self.options, self.next_permit);
         let ring = &mut self.ring;
         let waiting = self.sessions.entry(session).or_insert_with(|| {
             ring.push_back(session);
             Waiting {
-                window,
+                window: options.window,
                 ..Waiting::default()
             }
         });
         waiting.mail = true;
         waiting.evidence = next_permit;
+        if waiting.uses_all() {
+            waiting.widen(&options);
+        }
     }
 
     /// StartMessage returned. Unknown sessions (they have ended) are ignored.
@@ -255,7 +262,7 @@ impl<K: Copy + Eq + Hash + Ord> Turns<K> {
         let Some(waiting) = self.sessions.get_mut(&session) else {
             return;
         };
-        let limiting = waiting.outstanding >= waiting.window;
+        let limiting = waiting.uses_all();
         waiting.outstanding = waiting.outstanding.saturating_sub(1);
         self.outstanding = self.outstanding.saturating_sub(1);
         let (bytes, mail) = match reply {
@@ -267,11 +274,13 @@ impl<K: Copy + Eq + Hash + Ord> Turns<K> {
             waiting.mail = true;
             waiting.evidence = self.next_permit;
             if limiting {
-                waiting.window = (waiting.window * 2).min(self.options.window_busy);
+                waiting.widen(&self.options);
             }
         } else if permit.0 >= waiting.evidence {
             waiting.mail = false;
-            waiting.window = self.options.window;
+        }
+        if !waiting.mail {
+            waiting.fall_back(&self.options);
         }
         waiting.bytes = waiting
             .bytes
@@ -359,7 +368,22 @@ impl<K: Copy + Eq + Hash + Ord> Turns<K> {
 
 impl Waiting {
     fn is_ready(&self) -> bool {
-        self.mail && self.outstanding < self.window
+        self.mail && !self.uses_all()
+    }
+
+    fn uses_all(&self) -> bool {
+        self.outstanding >= self.window
+    }
+
+    fn widen(&mut self, options: &TurnOptions) {
+        let most = options.window_busy.max(self.window);
+        self.window = self.window.saturating_mul(2).min(most);
+    }
+
+    /// Below what is out, the next notification would not get a permit before many of those have come back.
+    fn fall_back(&mut self, options: &TurnOptions) {
+        let least = options.window.max(self.outstanding);
+        self.window = self.window.min(least);
     }
 
     fn may_take(&self) -> bool {
@@ -393,237 +417,4 @@ fn worth(options: &TurnOptions) -> (i64, i64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MS: Duration = Duration::from_millis(1);
-
-    #[test]
-    fn a_burst_becomes_two_notifications_a_message_time_apart() {
-        let mut gate = Gate::new(10 * MS);
-        let start = Instant::now();
-        gate.handle_message_time(40 * MS);
-        gate.handle_notify();
-        assert!(gate.poll_action(start));
-        gate.handle_sent(start, 1);
-        for _ in 0..1_000 {
-            gate.handle_notify();
-            assert!(!gate.poll_action(start + 39 * MS));
-        }
-        assert_eq!(gate.poll_timeout(), Some(start + 40 * MS));
-        assert!(gate.poll_action(start + 40 * MS));
-        gate.handle_sent(start + 40 * MS, 1);
-        assert!(!gate.poll_action(start + 1_000 * MS));
-        let counted = gate.counters();
-        assert_eq!((counted.notified, counted.sent), (1_001, 2));
-    }
-
-    #[test]
-    fn what_an_ended_session_did_not_fetch_is_announced_again() {
-        let mut gate = Gate::new(MS);
-        let now = Instant::now();
-        gate.handle_notify();
-        gate.handle_sent(now, 1);
-        gate.handle_session_ended(2);
-        assert!(!gate.poll_action(now + 5 * MS));
-        gate.handle_session_ended(1);
-        assert!(gate.poll_action(now + 5 * MS));
-        gate.handle_sent(now + 5 * MS, 2);
-        gate.handle_fetch(2);
-        gate.handle_session_ended(2);
-        assert!(!gate.poll_action(now + 50 * MS));
-    }
-
-    /// Under any interleaving: after the transport's last notification, a notification goes out, and it goes out no
-    /// earlier than the interval allows.
-    #[test]
-    fn the_last_notification_is_never_lost() {
-        for seed in 0..5_000 {
-            let mut random = fastrand::Rng::with_seed(seed);
-            let floor = MS * random.u32(1..20);
-            let mut gate = Gate::new(floor);
-            let mut now = Instant::now();
-            let (mut unannounced, mut last) = (false, None::<Instant>);
-            for _ in 0..200 {
-                match random.u8(..5) {
-                    0 | 1 => {
-                        gate.handle_notify();
-                        unannounced = true;
-                    }
-                    2 => now += MS * random.u32(..30),
-                    3 => gate.handle_message_time(MS * random.u32(..50)),
-                    _ => {
-                        let session = random.u8(..3);
-                        if gate.told == Some(session) {
-                            unannounced = true;
-                        }
-                        gate.handle_session_ended(session);
-                    }
-                }
-                if gate.poll_action(now) {
-                    assert!(unannounced, "seed {seed}: out of nothing");
-                    let apart =
-                        last.is_none_or(|last| now - last >= floor.max(gate.message_time()));
-                    assert!(apart, "seed {seed}: too early");
-                    gate.handle_sent(now, random.u8(..3));
-                    (unannounced, last) = (false, Some(now));
-                }
-            }
-            if unannounced {
-                let at = gate.poll_timeout().expect("a time is set");
-                assert!(gate.poll_action(at), "seed {seed}: lost");
-            } else {
-                assert_eq!(gate.poll_timeout(), None);
-            }
-        }
-    }
-
-    fn options(outstanding_max: u32) -> TurnOptions {
-        TurnOptions {
-            outstanding_max,
-            ..TurnOptions::default()
-        }
-    }
-
-    #[test]
-    fn a_window_grows_while_it_limits_and_falls_back_on_nothing() {
-        let mut turns = Turns::new(options(1_000));
-        turns.handle_new_mail(1);
-        let mut out: VecDeque<_> = std::iter::from_fn(|| turns.next()).collect();
-        assert_eq!(out.len(), 8);
-        for _ in 0..100 {
-            let turn = out.pop_front().unwrap();
-            turns.handle_start_reply(1, turn.permit, StartReply::More { bytes: 1 });
-            out.extend(std::iter::from_fn(|| turns.next()));
-        }
-        assert_eq!(out.len(), 64);
-        while let Some(turn) = out.pop_front() {
-            turns.handle_start_reply(1, turn.permit, StartReply::Nothing);
-        }
-        assert!(turns.next().is_none());
-        turns.handle_new_mail(1);
-        assert_eq!(std::iter::from_fn(|| turns.next()).count(), 8);
-    }
-
-    #[test]
-    fn nothing_from_an_earlier_permit_does_not_contradict_a_notification() {
-        let mut turns = Turns::new(options(1_000));
-        turns.handle_new_mail(1);
-        let out: Vec<_> = std::iter::from_fn(|| turns.next()).collect();
-        turns.handle_new_mail(1);
-        for turn in out {
-            turns.handle_start_reply(1, turn.permit, StartReply::Nothing);
-            assert!(turns.has_mail(1));
-        }
-        let turn = turns.next().unwrap();
-        turns.handle_start_reply(1, turn.permit, StartReply::Nothing);
-        assert!(!turns.has_mail(1));
-    }
-
-    #[test]
-    fn small_and_large_messages_share_by_bytes_and_by_messages() {
-        let mut turns = Turns::new(options(4));
-        let size = [1_000, 1_000, 1_000_000];
-        let (mut messages, mut bytes) = ([0u64; 3], [0u64; 3]);
-        let mut out = VecDeque::new();
-        (0..3).for_each(|session| turns.handle_new_mail(session));
-        for _ in 0..30_000 {
-            out.extend(std::iter::from_fn(|| turns.next()));
-            let turn: Turn<usize> = out.pop_front().unwrap();
-            let session = turn.session;
-            messages[session] += 1;
-            bytes[session] += size[session];
-            let reply = StartReply::More {
-                bytes: size[session],
-            };
-            turns.handle_start_reply(session, turn.permit, reply);
-        }
-        let rounds = messages[0] as f64 / 8.0;
-        assert!((messages[0] as f64 / messages[1] as f64 - 1.0).abs() < 0.05);
-        let large = bytes[2] as f64 / (rounds * 256.0 * 1024.0);
-        assert!((0.9..1.1).contains(&large), "{large}");
-    }
-
-    #[test]
-    fn a_debtor_without_competition_does_not_wait() {
-        let mut turns = Turns::new(options(1));
-        turns.handle_new_mail(1);
-        for _ in 0..100 {
-            let turn = turns.next().expect("nobody else wants it");
-            let reply = StartReply::More { bytes: 50 << 20 };
-            turns.handle_start_reply(1, turn.permit, reply);
-        }
-    }
-
-    /// A model of agents with mail: whatever happens in whatever order, no mail stays behind without a permit or the bit,
-    /// windows and the cap hold, and nobody who has mail is passed over for long.
-    #[test]
-    fn no_mail_stays_behind_and_nobody_starves() {
-        for seed in 0..3_000 {
-            let mut random = fastrand::Rng::with_seed(seed);
-            let sessions = random.usize(1..6);
-            let cap = random.u32(1..40);
-            let mut turns = Turns::new(options(cap));
-            let mut mail = vec![0u32; sessions];
-            let mut out: Vec<Turn<usize>> = Vec::new();
-            let mut passed_over = vec![0u32; sessions];
-            for step in 0..400 {
-                let session = random.usize(..sessions);
-                match random.u8(..8) {
-                    0 | 1 if step < 250 => {
-                        mail[session] += random.u32(1..20);
-                        turns.handle_new_mail(session);
-                    }
-                    2 if random.u8(..20) == 0 => {
-                        turns.handle_session_ended(session);
-                        out.retain(|turn| turn.session != session);
-                        mail[session] = 0;
-                    }
-                    3..=5 => {
-                        let Some(turn) = turns.next() else { continue };
-                        for (other, passed) in passed_over.iter_mut().enumerate() {
-                            let held = out.iter().filter(|turn| turn.session == other).count();
-                            let waits = other != turn.session && turns.has_mail(other) && held < 8;
-                            *passed = if waits { *passed + 1 } else { 0 };
-                        }
-                        out.push(turn);
-                        assert!(out.len() <= cap as usize, "seed {seed}: over the cap");
-                        // Small messages only: a round is at most 8 of every other session.
-                        let worst = passed_over.iter().max().unwrap();
-                        assert!(*worst <= 16 * sessions as u32, "seed {seed}: starved");
-                    }
-                    _ => answer(&mut turns, &mut out, &mut mail, &mut random),
-                }
-            }
-            for _ in 0..2_000 {
-                out.extend(std::iter::from_fn(|| turns.next()));
-                answer(&mut turns, &mut out, &mut mail, &mut random);
-            }
-            assert!(mail.iter().all(|left| *left == 0), "seed {seed}: {mail:?}");
-            while !out.is_empty() {
-                answer(&mut turns, &mut out, &mut mail, &mut random);
-            }
-            assert_eq!(turns.outstanding(), 0, "seed {seed}");
-        }
-    }
-
-    fn answer(
-        turns: &mut Turns<usize>,
-        out: &mut Vec<Turn<usize>>,
-        mail: &mut [u32],
-        random: &mut fastrand::Rng,
-    ) {
-        if out.is_empty() {
-            return;
-        }
-        let turn = out.swap_remove(random.usize(..out.len()));
-        let left = &mut mail[turn.session];
-        let reply = match *left {
-            0 => StartReply::Nothing,
-            1 => StartReply::Last { bytes: 100 },
-            _ => StartReply::More { bytes: 100 },
-        };
-        *left = left.saturating_sub(1);
-        turns.handle_start_reply(turn.session, turn.permit, reply);
-    }
-}
+mod tests;

@@ -15,6 +15,9 @@
 //! waits for an answer that the other side withholds. A packet that is overdue all the same goes after
 //! [`PATIENCE`].
 //!
+//! **And at a pace.** Answers alone do not make batches where every process is quick, and a packet costs the broker and both
+//! sides a wake whatever it carries: after [`BURST`] packets in a row one goes every [`PACE`].
+//!
 //! **Epochs.** Two incarnations may open one session after another (after a gap, for example), and packets of the former
 //! may still be on their way. The spooler, who opens sessions, gives each a number (any that it has not used
 //! before with this peer); the upper half of every sequence number is that epoch, and frames count from 1 in the lower
@@ -30,7 +33,7 @@ use crate::{
     frame::{FRAMES_MAX, Frame, Packet, Payload},
     ids::{Correlation, Incarnation},
     outcome::{RecipientOutcome, RecipientStatus, SubmitResult},
-    verbs::{AdoptAnswer, Verb},
+    verbs::{AdoptAnswer, VERSIONS, Verb},
 };
 
 /// While fewer packets than this are unanswered, the next one goes at once. Measured: with 4, batches of up to 32
@@ -40,6 +43,14 @@ pub const UNANSWERED_MAX: usize = 4;
 pub const ANSWER_EVERY: u32 = 2;
 /// Frames do not wait longer than this for an answer to earlier packets.
 pub const PATIENCE: Duration = Duration::from_millis(100);
+/// So many packets may go one after another. A session at rest answers every call at once.
+pub const BURST: u32 = 4;
+/// After them one goes every so often, and carries what has gathered. Answers alone do not make batches where every
+/// process is quick: each packet costs the broker a wake and both sides one, whatever it carries. Under load a call waits for
+/// half of this.
+pub const PACE: Duration = Duration::from_millis(4);
+/// What weighs so much goes at any pace.
+pub const HEAVY: usize = 256 * 1024;
 /// A packet is closed at this weight: large enough to carry a batch, small enough not to delay the others in the
 /// inbox.
 pub const PACKET_WEIGHT: usize = 1024 * 1024;
@@ -63,6 +74,8 @@ pub struct Outbound {
     from: Incarnation,
     to: Incarnation,
     epoch: u32,
+    /// The layout of what is said: the oldest until one is agreed.
+    version: u8,
     /// The sequence number of the next frame said.
     next: u64,
     /// The sequence number of the last frame heard.
@@ -71,10 +84,38 @@ pub struct Outbound {
     owed: u32,
     /// The last frame of each packet that is not yet answered.
     unanswered: VecDeque<u64>,
-    pending: VecDeque<Frame>,
+    /// With what each weighs.
+    pending: VecDeque<(usize, Frame)>,
+    /// What all pending frames weigh.
+    pending_weight: usize,
     /// Since when the oldest pending frame has been held back.
     held_since: Option<Instant>,
+    pace: Pace,
     correlation: u64,
+}
+
+/// A bucket of [`BURST`] packets that gains one every [`PACE`].
+#[derive(Debug, Default)]
+struct Pace {
+    /// When the bucket was, or will be, full.
+    full_at: Option<Instant>,
+}
+
+impl Pace {
+    fn ready_at(&self) -> Option<Instant> {
+        self.full_at
+            .and_then(|at| at.checked_sub(PACE * (BURST - 1)))
+    }
+
+    fn is_ready(&self, now: Instant) -> bool {
+        self.ready_at().is_none_or(|at| at <= now)
+    }
+
+    fn sent(&mut self, now: Instant) {
+        let from = self.full_at.map_or(now, |at| at.max(now));
+        // Heavy ones go out of turn; what they take in advance is bounded, or they would shut up the light ones for long.
+        self.full_at = Some((from + PACE).min(now + PACE * BURST));
+    }
 }
 
 impl Outbound {
@@ -85,12 +126,15 @@ impl Outbound {
             from,
             to,
             epoch,
+            version: VERSIONS.oldest(),
             next: base + 1,
             heard: base,
             owed: 0,
             unanswered: VecDeque::new(),
             pending: VecDeque::new(),
+            pending_weight: 0,
             held_since: None,
+            pace: Pace::default(),
             correlation: 0,
         }
     }
@@ -103,6 +147,12 @@ impl Outbound {
     /// The session's number between these two.
     pub fn epoch(&self) -> u32 {
         self.epoch
+    }
+
+    /// From now on packets are written in the version that was agreed at logon. A session that was agreed on a version which no
+    /// packet can name (there is none above 255) stays with what it has.
+    pub fn agree(&mut self, version: u16) {
+        self.version = u8::try_from(version).unwrap_or(self.version);
     }
 
     /// Frames that are not yet in a packet.
@@ -121,9 +171,12 @@ impl Outbound {
         Correlation(self.correlation)
     }
 
-    /// Something to say, in order.
-    pub fn push(&mut self, frame: Frame) {
-        self.pending.push_back(frame);
+    /// Something to say, in order. Its number in the session.
+    pub fn push(&mut self, frame: Frame) -> u64 {
+        let weight = weight_of(&frame);
+        self.pending_weight += weight;
+        self.pending.push_back((weight, frame));
+        self.next + self.pending.len() as u64 - 1
     }
 
     /// Notes a packet from the peer, before its frames are handled.
@@ -158,7 +211,8 @@ impl Outbound {
         let overdue = self
             .held_since
             .is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
-        if self.unanswered.len() >= UNANSWERED_MAX && !overdue {
+        let paced = self.pace.is_ready(now) || self.pending_weight >= HEAVY;
+        if (self.unanswered.len() >= UNANSWERED_MAX || !paced) && !overdue {
             self.held_since.get_or_insert(now);
             // What is held back answers nothing, and the peer may be waiting for just that.
             return (self.owed >= ANSWER_EVERY).then(|| self.packet(Vec::new()));
@@ -166,13 +220,17 @@ impl Outbound {
         self.held_since = None;
         let mut weight = 0;
         let mut frames = Vec::with_capacity(self.pending.len().min(FRAMES_MAX));
-        while let Some(frame) = self.pending.front() {
-            weight += weight_of(frame);
+        while let Some((weighs, _)) = self.pending.front() {
+            weight += weighs;
             if frames.len() == FRAMES_MAX || (weight > PACKET_WEIGHT && !frames.is_empty()) {
                 break;
             }
-            frames.extend(self.pending.pop_front());
+            if let Some((weighs, frame)) = self.pending.pop_front() {
+                self.pending_weight -= weighs;
+                frames.push(frame);
+            }
         }
+        self.pace.sent(now);
         let packet = self.packet(frames);
         self.unanswered.push_back(self.next - 1);
         Some(packet)
@@ -180,7 +238,11 @@ impl Outbound {
 
     /// When [`Self::poll_packet`] has something to send although nothing happens until then.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.held_since.map(|since| since + PATIENCE)
+        let overdue = self.held_since? + PATIENCE;
+        if self.unanswered.len() >= UNANSWERED_MAX {
+            return Some(overdue);
+        }
+        Some(self.pace.ready_at().map_or(overdue, |at| at.min(overdue)))
     }
 
     fn packet(&mut self, frames: Vec<Frame>) -> Packet {
@@ -188,6 +250,7 @@ impl Outbound {
         let first = self.next;
         self.next += frames.len() as u64;
         Packet {
+            version: self.version,
             from: self.from,
             to: self.to,
             first,
@@ -199,7 +262,12 @@ impl Outbound {
 
 /// The epoch that a packet belongs to; `None`: outside any session.
 pub fn epoch_of(packet: &Packet) -> Option<u32> {
-    let epoch = (packet.first >> EPOCH_SHIFT) as u32;
+    epoch_of_number(packet.first)
+}
+
+/// The epoch that a frame's number belongs to; `None`: outside any session.
+pub fn epoch_of_number(number: u64) -> Option<u32> {
+    let epoch = (number >> EPOCH_SHIFT) as u32;
     (epoch != 0).then_some(epoch)
 }
 
@@ -216,6 +284,7 @@ pub fn opening(packet: &Packet) -> Option<u32> {
 /// Says that there is no session of this epoch (any more).
 pub fn no_session(from: Incarnation, to: Incarnation, epoch: u32) -> Packet {
     Packet {
+        version: VERSIONS.oldest(),
         from,
         to,
         first: u64::from(epoch) << EPOCH_SHIFT,
@@ -319,205 +388,4 @@ fn diagnosis_weight(diagnosis: &crate::outcome::Diagnosis) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{ids::Fence, ids::MessageId, verbs::Logon, verbs::Tenancy};
-
-    fn pair(epoch: u32) -> (Outbound, Outbound) {
-        let (left, right) = (Incarnation::random(), Incarnation::random());
-        (
-            Outbound::new(left, right, epoch),
-            Outbound::new(right, left, epoch),
-        )
-    }
-
-    fn numbered(number: u64) -> Frame {
-        Frame::verb(Correlation(number), Verb::StartMessage)
-    }
-
-    fn drain(side: &mut Outbound, now: Instant) -> Vec<Packet> {
-        std::iter::from_fn(|| side.poll_packet(now)).collect()
-    }
-
-    #[test]
-    fn at_once_while_few_are_unanswered_then_all_in_one() {
-        let now = Instant::now();
-        let (mut left, mut right) = pair(1);
-        for number in 0..4 {
-            left.push(numbered(number));
-            assert_eq!(drain(&mut left, now).len(), 1);
-        }
-        for number in 4..40 {
-            left.push(numbered(number));
-            assert!(left.poll_packet(now).is_none());
-        }
-        // One answer opens the window again, and the next packet carries everything.
-        let answer = Packet {
-            seen: (1 << 32) + 1,
-            ..right.packet(Vec::new())
-        };
-        assert_eq!(left.handle_packet(&answer), Heard::InOrder);
-        let packets = drain(&mut left, now);
-        assert_eq!((packets.len(), packets[0].frames.len()), (1, 36));
-    }
-
-    #[test]
-    fn what_is_held_back_goes_when_patience_ends() {
-        let now = Instant::now();
-        let (mut left, _) = pair(1);
-        for number in 0..5 {
-            left.push(numbered(number));
-            let _ = drain(&mut left, now);
-        }
-        assert_eq!((left.pending(), left.unanswered()), (1, UNANSWERED_MAX));
-        let at = left.poll_timeout().unwrap();
-        assert!(left.poll_packet(at - Duration::from_millis(1)).is_none());
-        assert_eq!(left.poll_packet(at).unwrap().frames.len(), 1);
-        assert_eq!(left.poll_timeout(), None);
-    }
-
-    #[test]
-    fn two_idle_sides_fall_silent() {
-        let now = Instant::now();
-        let (mut left, mut right) = pair(1);
-        left.push(numbered(1));
-        right.push(numbered(1));
-        for _ in 0..10 {
-            for packet in drain(&mut left, now) {
-                assert_eq!(right.handle_packet(&packet), Heard::InOrder);
-            }
-            for packet in drain(&mut right, now) {
-                assert_eq!(left.handle_packet(&packet), Heard::InOrder);
-            }
-        }
-        assert_eq!(
-            drain(&mut left, now).len() + drain(&mut right, now).len(),
-            0
-        );
-    }
-
-    #[test]
-    fn a_lost_packet_breaks_the_session_and_a_former_epoch_does_not() {
-        let now = Instant::now();
-        let (mut left, mut right) = pair(2);
-        left.push(numbered(1));
-        let _lost = left.poll_packet(now).unwrap();
-        left.push(numbered(2));
-        let packet = left.poll_packet(now).unwrap();
-        let former = Packet {
-            first: (1 << 32) + 1,
-            ..packet.clone()
-        };
-        let outside = Packet {
-            first: 0,
-            ..packet.clone()
-        };
-        assert_eq!(right.handle_packet(&former), Heard::Stale);
-        assert_eq!(right.handle_packet(&outside), Heard::Stale);
-        assert_eq!(right.handle_packet(&packet), Heard::Broken);
-    }
-
-    #[test]
-    fn hearing_what_was_never_said_breaks_the_session() {
-        let (mut left, mut right) = pair(1);
-        let lie = Packet {
-            seen: (1 << 32) + 1,
-            ..right.packet(Vec::new())
-        };
-        assert_eq!(left.handle_packet(&lie), Heard::Broken);
-    }
-
-    #[test]
-    fn a_logon_opens_and_no_session_ends_one_epoch() {
-        let now = Instant::now();
-        let (mut left, _) = pair(7);
-        left.push(Frame::verb(
-            Correlation(1),
-            Verb::TransportLogon(Logon {
-                versions: crate::verbs::VERSIONS,
-                spooler: String::new(),
-                no_connect: false,
-                no_inbound: true,
-                no_outbound: true,
-                blobs: String::new(),
-            }),
-        ));
-        let packet = left.poll_packet(now).unwrap();
-        assert_eq!((opening(&packet), ended(&packet)), (Some(7), None));
-        let end = no_session(packet.to, packet.from, 7);
-        assert_eq!((opening(&end), ended(&end)), (None, Some(7)));
-    }
-
-    #[test]
-    fn a_packet_is_closed_at_its_weight() {
-        let now = Instant::now();
-        let (mut left, _) = pair(1);
-        let tenancy = Tenancy {
-            id: MessageId::derived("test", b"1"),
-            fence: Fence(1),
-        };
-        for _ in 0..5 {
-            left.push(Frame::verb(
-                Correlation(0),
-                Verb::Settled(vec![tenancy; 30_000]),
-            ));
-        }
-        let frames: Vec<_> = drain(&mut left, now)
-            .iter()
-            .map(|packet| packet.frames.len())
-            .collect();
-        assert_eq!(frames, [1, 1, 1, 1]);
-    }
-
-    /// Whatever the two sides say and however the packets are delayed, everything arrives in order, and nothing is
-    /// stuck once both have been heard.
-    #[test]
-    fn everything_arrives_in_order_under_any_interleaving() {
-        for seed in 0..2_000 {
-            let mut random = fastrand::Rng::with_seed(seed);
-            let mut now = Instant::now();
-            let (left, right) = pair(1 + random.u32(..100));
-            let mut sides = [left, right];
-            let mut wires: [VecDeque<Packet>; 2] = Default::default();
-            let (mut said, mut heard) = ([0u64; 2], [0u64; 2]);
-            for step in 0..400 {
-                let side = random.usize(..2);
-                match random.u8(..4) {
-                    0 | 1 if step < 300 => {
-                        for _ in 0..random.u8(..6) {
-                            said[side] += 1;
-                            sides[side].push(numbered(said[side]));
-                        }
-                    }
-                    2 => {
-                        if let Some(packet) = wires[1 - side].pop_front() {
-                            assert_eq!(sides[side].handle_packet(&packet), Heard::InOrder);
-                            for frame in packet.frames {
-                                heard[side] += 1;
-                                assert_eq!(frame.correlation, Correlation(heard[side]));
-                            }
-                        }
-                    }
-                    _ => now += Duration::from_millis(random.u64(..3)),
-                }
-                while let Some(packet) = sides[side].poll_packet(now) {
-                    wires[side].push_back(packet);
-                }
-            }
-            // No time passes any more: answers alone must move everything.
-            for _ in 0..200 {
-                for side in 0..2 {
-                    while let Some(packet) = wires[1 - side].pop_front() {
-                        assert_eq!(sides[side].handle_packet(&packet), Heard::InOrder);
-                        heard[side] += packet.frames.len() as u64;
-                    }
-                    while let Some(packet) = sides[side].poll_packet(now) {
-                        wires[side].push_back(packet);
-                    }
-                }
-            }
-            assert_eq!([said[1], said[0]], heard, "seed {seed}");
-            assert_eq!(sides[0].pending() + sides[1].pending(), 0, "seed {seed}");
-        }
-    }
-}
+mod tests;

@@ -1,7 +1,8 @@
-//! Wall-clock instants as they travel and as they are stored.
+//! Wall-clock instants as they travel and as they are stored, and the boot clock, which rights are measured on.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// Milliseconds since 1970-01-01T00:00:00Z. State machines are given it; they never ask for it.
@@ -36,6 +37,12 @@ impl UnixMillis {
     pub fn day(self) -> u32 {
         u32::try_from(self.0 / 86_400_000).unwrap_or(u32::MAX)
     }
+}
+
+/// The boot clock: monotonic, and it counts while the machine sleeps. For whatever others may take over meanwhile.
+pub fn boot_time() -> Duration {
+    // A kernel without this clock does not exist any more; without a clock there is no right.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::MAX, Duration::from)
 }
 
 fn millis(duration: Duration) -> u64 {

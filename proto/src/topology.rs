@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ids::Incarnation, message::Priority};
 
+/// Attempts are counted by the fence; the broker's own count must never decide. -1 means "none at all" in 3.10.
+const DELIVERY_LIMIT: i32 = 1_000_000;
+
 /// Names under a configurable prefix, so that several installations share a broker.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -78,6 +81,134 @@ impl Topology {
     pub fn poll_queue(&self, transport: &str) -> String {
         format!("{}.poll.{transport}", self.prefix)
     }
+
+    /// What outlives every process and belongs to all of them, in the order in which it can be declared.
+    pub fn shared(&self) -> Vec<Durable> {
+        let exchange = |name, kind, alternate| Durable::Exchange {
+            name,
+            kind,
+            alternate,
+        };
+        let mut all = vec![
+            exchange(self.dead_exchange(), Kind::Fanout, None),
+            exchange(self.unrouted_exchange(), Kind::Fanout, None),
+            // The broker confirms what it cannot route; so there is nothing it cannot route.
+            exchange(
+                self.spool_exchange(),
+                Kind::Direct,
+                Some(self.unrouted_exchange()),
+            ),
+            exchange(self.session_exchange(), Kind::Direct, None),
+            exchange(self.spoolers_exchange(), Kind::Fanout, None),
+            exchange(self.agents_exchange(), Kind::Fanout, None),
+            Durable::Queue {
+                name: self.dead_queue(),
+                arguments: quorum(Vec::new()),
+            },
+            Durable::Binding {
+                queue: self.dead_queue(),
+                exchange: self.dead_exchange(),
+                key: String::new(),
+            },
+        ];
+        for class in SpoolClass::ALL {
+            let queue = self.spool_queue(class);
+            let dead = Argument::Text(self.dead_exchange());
+            let arguments = quorum(vec![("x-dead-letter-exchange", dead)]);
+            let (exchange, key) = match class {
+                SpoolClass::Priority(priority) => (self.spool_exchange(), priority.name()),
+                SpoolClass::Unrouted => (self.unrouted_exchange(), ""),
+            };
+            all.push(Durable::Queue {
+                name: queue.clone(),
+                arguments,
+            });
+            all.push(Durable::Binding {
+                queue,
+                exchange,
+                key: key.to_owned(),
+            });
+        }
+        all
+    }
+
+    /// The same of one polled transport. Its token comes through the session exchange: whoever may write to the default
+    /// exchange could write to every queue.
+    pub fn polled(&self, transport: &str) -> Vec<Durable> {
+        let queue = self.poll_queue(transport);
+        let arguments = quorum(vec![
+            ("x-single-active-consumer", Argument::Flag(true)),
+            ("x-max-length", Argument::Number(1)),
+            ("x-overflow", Argument::Text("reject-publish".to_owned())),
+        ]);
+        vec![
+            Durable::Queue {
+                name: queue.clone(),
+                arguments,
+            },
+            Durable::Binding {
+                key: queue.clone(),
+                queue,
+                exchange: self.session_exchange(),
+            },
+        ]
+    }
+}
+
+fn quorum(mut more: Vec<(&'static str, Argument)>) -> Vec<(&'static str, Argument)> {
+    more.push(("x-queue-type", Argument::Text("quorum".to_owned())));
+    more.push(("x-delivery-limit", Argument::Number(DELIVERY_LIMIT)));
+    more
+}
+
+/// Something on the broker that survives its restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Durable {
+    /// An exchange.
+    Exchange {
+        /// Its name.
+        name: String,
+        /// How it routes.
+        kind: Kind,
+        /// Where what it cannot route goes.
+        alternate: Option<String>,
+    },
+    /// A queue.
+    Queue {
+        /// Its name.
+        name: String,
+        /// What it is declared with.
+        arguments: Vec<(&'static str, Argument)>,
+    },
+    /// A binding.
+    Binding {
+        /// Where to.
+        queue: String,
+        /// Where from.
+        exchange: String,
+        /// The routing key.
+        key: String,
+    },
+}
+
+/// How an exchange routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// By the routing key.
+    Direct,
+    /// To everybody.
+    Fanout,
+}
+
+/// The value of a queue's argument.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Argument {
+    /// A string.
+    Text(String),
+    /// An integer.
+    Number(i32),
+    /// A boolean.
+    Flag(bool),
 }
 
 /// The spool's queues.

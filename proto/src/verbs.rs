@@ -13,7 +13,7 @@ use crate::{
     time::UnixMillis,
 };
 
-/// The protocol versions that this build speaks. Two neighbours can talk.
+/// The protocol versions that this build speaks. Two neighbours can talk; see [`crate::frame`] for how a new one is introduced.
 pub const VERSIONS: VersionRange = VersionRange { min: 1, max: 1 };
 
 /// XPProviderInit: which versions one side speaks.
@@ -30,6 +30,16 @@ impl VersionRange {
     pub fn common(self, other: Self) -> Option<u16> {
         let newest = self.max.min(other.max);
         (newest >= self.min.max(other.min)).then_some(newest)
+    }
+
+    /// The oldest one, as packets carry it.
+    pub fn oldest(self) -> u8 {
+        self.min as u8
+    }
+
+    /// Whether a packet's version is one of them.
+    pub fn contains(self, version: u8) -> bool {
+        (self.min..=self.max).contains(&u16::from(version))
     }
 }
 
@@ -105,7 +115,7 @@ pub enum Verb {
         /// The row's number.
         row: u64,
     },
-    /// You may write the final dot.
+    /// You may write the final dot, within D of your asking ([`crate::right::VALID`]): that is noted in the store.
     Go(Tenancy),
     /// TransportLogoff: no more of this session.
     TransportLogoff,
@@ -184,6 +194,11 @@ pub enum Verb {
         /// How many attempts it still keeps: submitted, and not settled within its drain limit.
         kept: u32,
     },
+
+    // ---- the spooler again
+    /// Doubt about this transport waits for a person: ask [`Verb::AtTheDot`] before the final dot of whatever is submitted in
+    /// this session. Said before BEGIN_OUTBOUND. (An agent that does not know this verb has no session then, rightly.)
+    AskAtTheDot,
 }
 
 /// A message and the fence under which something is asked or said of it.
@@ -231,7 +246,7 @@ pub struct LogonAccepted {
     pub idle: bool,
     /// SP_RESOLVE: resolve foreign addresses too.
     pub resolve: bool,
-    /// Whether doubt is held for a person instead of tried again.
+    /// Not read: whether doubt is held for a person is the spooler's to say ([`Verb::AskAtTheDot`]).
     pub hold_in_doubt: bool,
     /// How many messages may be outstanding (submitted, not settled) in this session.
     pub credit: u32,
@@ -454,7 +469,8 @@ pub struct StatusRow {
     pub door: Option<u32>,
     /// Door: the highest sequence up to which every id is confirmed or voided.
     pub confirmed: u64,
-    /// Door: sequence numbers below `confirmed` that never became messages (bounded; the newest).
+    /// Door: sequence numbers up to `confirmed` that never became messages (bounded; the newest), as
+    /// [`crate::door::pack`] writes them and [`crate::door::runs`] reads them.
     pub voided: Vec<u64>,
     /// Attempts of ended sessions (or long unsettled ones), still kept: settle them if the store has recorded them.
     /// Bounded.

@@ -1,6 +1,7 @@
-//! What the store costs: finishes, claims and questions, with nothing waiting and with 100,000 rows waiting.
+//! What the stores cost: finishes, claims and questions, with nothing waiting and with 100,000 rows waiting.
 //!
-//! `cargo bench -p pombo-spooler --bench store [DIRECTORY]`; the directory decides which disk is measured.
+//! `cargo bench -p pombo-spooler --bench store [sqlite | postgres] [DIRECTORY]`; both without a word; the directory decides
+//! which disk is measured (of the private PostgreSQL: TMPDIR).
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,9 @@ use pombo_proto::{
     time::UnixMillis,
     verbs::Tenancy,
 };
-use pombo_spooler::store::{ClaimRequest, Options, RowData, Sqlite, Store, Write};
+use pombo_spooler::store::{
+    ClaimRequest, Options, Postgres, RowData, Sqlite, Store, Tally, Write, postgres,
+};
 
 const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
 const DAY_MS: u64 = 86_400_000;
@@ -19,8 +22,8 @@ const GROUP: usize = 100;
 const WAITING: usize = 100_000;
 const CLAIMED: usize = 5_000;
 
-struct Bench {
-    store: Sqlite,
+struct Bench<S> {
+    store: S,
     me: Incarnation,
     door: DoorSequence,
 }
@@ -35,8 +38,12 @@ fn row(state: QueueState, message: usize, destination: &str) -> RowData {
         destination: Some(destination.to_owned()),
         priority: Priority::Normal,
         doubt: false,
+        unsure_since: NOW,
+        in_doubt: 0,
+        deaths: 0,
         message: vec![b'm'; message].into(),
         progress: vec![b'p'; 300],
+        tally: Tally::default(),
     }
 }
 
@@ -48,7 +55,7 @@ fn rate(what: &str, n: usize, took: Duration) {
     );
 }
 
-impl Bench {
+impl<S: Store> Bench<S> {
     fn finish(&mut self, what: &str, n: usize, at: UnixMillis) {
         let finished = row(QueueState::Finished, 300, "example.org");
         let mut took = Duration::ZERO;
@@ -144,18 +151,47 @@ impl Bench {
 }
 
 fn main() {
-    let directory = std::env::args()
+    let said: Vec<String> = std::env::args()
         .skip(1)
-        .find(|argument| !argument.starts_with("--"));
-    let directory = match directory {
-        Some(path) => tempfile::tempdir_in(path),
-        None => tempfile::tempdir(),
+        .filter(|argument| !argument.starts_with("--"))
+        .collect();
+    let wanted = |name: &str| {
+        let names = ["sqlite", "postgres"];
+        let named = said.iter().any(|it| names.contains(&it.as_str()));
+        !named || said.iter().any(|it| it == name)
+    };
+    let directory = said
+        .iter()
+        .find(|it| !["sqlite", "postgres"].contains(&it.as_str()));
+    if wanted("sqlite") {
+        let directory = match directory {
+            Some(path) => tempfile::tempdir_in(path),
+            None => tempfile::tempdir(),
+        }
+        .expect("a directory");
+        println!("SQLite");
+        let path = directory.path().join("store.db");
+        measure(Sqlite::open(path, Options::default()).expect("a store"));
     }
-    .expect("a directory");
-    let path = directory.path().join("store.db");
-    let mut store = Sqlite::open(path, Options::default()).expect("a store");
+    if wanted("postgres") {
+        println!("PostgreSQL");
+        let server = pombo_tests::Postgres::builder()
+            .line("shared_buffers = 512MB")
+            .line("max_wal_size = 4GB")
+            .start()
+            .expect("a server");
+        let options = postgres::Options {
+            password_file: Some(server.password_file()),
+            patience: Duration::from_secs(60),
+            ..postgres::Options::new(server.url())
+        };
+        measure(Postgres::open(options).expect("a store"));
+    }
+}
+
+fn measure(mut store: impl Store) {
     let me = Incarnation::random();
-    store.renew(me, "bench", true).expect("a member");
+    store.renew(me, "bench", true, &[]).expect("a member");
     let mut bench = Bench {
         store,
         me,
@@ -192,7 +228,18 @@ fn main() {
     );
     bench.finish("hot finish, yesterday's part", 200_000, yesterday);
     let began = Instant::now();
-    let pruned = bench.store.prune(NOW.day()).expect("pruning");
-    assert_eq!(pruned.parts, 1);
+    let mut parts = 0;
+    let mut longest = Duration::ZERO;
+    loop {
+        let step = Instant::now();
+        let pruned = bench.store.prune(NOW.day()).expect("pruning");
+        longest = longest.max(step.elapsed());
+        parts += pruned.parts;
+        if !pruned.more {
+            break;
+        }
+    }
+    assert_eq!(parts, 1);
+    println!("the longest step of pruning: {longest:?}");
     rate("drop a part, by its rows", 200_000, began.elapsed());
 }

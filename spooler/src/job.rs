@@ -13,9 +13,10 @@ use pombo_proto::{
     ids::{Incarnation, MessageId},
     message::Message,
     tenure::{Ordinal, Tenure},
+    time::UnixMillis,
 };
 
-use crate::progress::Progress;
+use crate::{note::Note, progress::Progress};
 
 /// A message that this process may decide about.
 #[derive(Debug)]
@@ -32,6 +33,13 @@ pub struct Job {
     pub dropped: bool,
     /// Somebody may have submitted it without our knowing.
     pub doubt: bool,
+    /// Since when somebody may have: by the clock, for comparison with when agents were struck off. From this tenure on, unless it
+    /// came in doubt.
+    pub unsure_since: UnixMillis,
+    /// How often whoever had it died with it.
+    pub deaths: u32,
+    /// What was noted about an earlier attempt, until that is decided; then about this one.
+    pub note: Note,
     /// When the tenure was obtained.
     pub since: Instant,
 }

@@ -1,14 +1,16 @@
 //! Keeps this incarnation alive in the store, and ends those of spoolers that died.
 //!
 //! An incarnation lives while it renews its row. One that cannot must end its sessions and start over, because others
-//! may have taken its claims. Who sees a row unchanged for [`SILENCE_MAX`] on its own clock ends it by a conditional write; no two
-//! clocks are compared.
+//! may have taken its claims: it holds until [`HOLDS`] after its latest renewal was *sent*, and not a moment longer. Who sees a
+//! row unchanged for [`SILENCE_MAX`] on its own clock ends it by a conditional write; no two clocks are compared.
+//!
+//! The same transaction carries the agents that are answered here ([`crate::horizon`]), and reads those of all.
 
 use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -16,28 +18,52 @@ use std::{
 use actix::{
     Actor, AsyncContext, Context, Handler, Message, Recipient, ResponseFuture, WrapFuture,
 };
-use pombo_proto::{ids::Incarnation, time::UnixMillis};
+use pombo_proto::{
+    ids::Incarnation,
+    service::http::Health,
+    time::{UnixMillis, boot_time},
+};
 use tracing::{error, info, warn};
 
-use crate::store::StoreThread;
+use crate::{
+    adoption::Listed,
+    horizon::{Horizon, Horizons},
+    store::{ListedInstance, Member, StoreThread},
+};
 
-/// How often the row is renewed. A fifth of the silence, so that four may be late.
+/// How often the row is renewed. A fifth of the silence, so that three may be late.
 const RENEW_EVERY: Duration = Duration::from_secs(2);
 /// L of the design: a row unchanged for this long belongs to nobody.
-pub const SILENCE_MAX: Duration = Duration::from_secs(10);
+pub const SILENCE_MAX: Duration = pombo_proto::right::SILENCE;
+/// How long a renewal holds, counted from when it was sent. Below [`SILENCE_MAX`] by one renewal, so that the sessions of an incarnation
+/// that cannot renew are ended (at the latest by the tick after this) before anybody takes over.
+pub const HOLDS: Duration = Duration::from_secs(8);
+const _: () = assert!(HOLDS.as_millis() + RENEW_EVERY.as_millis() <= SILENCE_MAX.as_millis());
 
-/// Whether this incarnation's renewal holds. Sessions answer status rows only while it does.
+/// Whether this incarnation's renewal holds. Sessions answer status rows only while it does. It runs out by itself: nobody has to be
+/// awake to end it.
 #[derive(Clone, Debug, Default)]
-pub struct Alive(Arc<AtomicBool>);
+pub struct Alive(Arc<AtomicU64>);
 
 impl Alive {
     /// Whether it holds now.
     pub fn holds(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.holds_at(boot_time())
     }
 
-    fn set(&self, alive: bool) {
-        self.0.store(alive, Ordering::Release);
+    fn holds_at(&self, now: Duration) -> bool {
+        now < Duration::from_millis(self.0.load(Ordering::Acquire))
+    }
+
+    /// A renewal that was sent at this time of the boot clock has been written.
+    fn renewed(&self, sent_at: Duration) {
+        let until = sent_at.saturating_add(HOLDS).as_millis();
+        let until = u64::try_from(until).unwrap_or(0);
+        self.0.store(until, Ordering::Release);
+    }
+
+    fn end(&self) {
+        self.0.store(0, Ordering::Release);
     }
 }
 
@@ -72,11 +98,21 @@ pub struct Membership {
     name: String,
     alive: Alive,
     current: Option<Incarnation>,
-    renewed: Instant,
     renewing: bool,
     others: HashMap<Incarnation, (u64, Instant)>,
-    ended: Recipient<Ended>,
-    taken_over: Recipient<TakenOver>,
+    told: Told,
+    health: Health,
+    horizons: Horizons,
+}
+
+/// Who is told what.
+pub struct Told {
+    /// The switchboard: our own end.
+    pub ended: Recipient<Ended>,
+    /// The outbox: another one's, with what it had.
+    pub taken_over: Recipient<TakenOver>,
+    /// Adoption: the agents that are listed.
+    pub listed: Recipient<Listed>,
 }
 
 impl Membership {
@@ -85,27 +121,29 @@ impl Membership {
         store: StoreThread,
         name: String,
         alive: Alive,
-        ended: Recipient<Ended>,
-        taken_over: Recipient<TakenOver>,
+        told: Told,
+        health: Health,
+        horizons: Horizons,
     ) -> Self {
         Self {
             store,
             name,
             alive,
             current: None,
-            renewed: Instant::now(),
             renewing: false,
             others: HashMap::new(),
-            ended,
-            taken_over,
+            told,
+            health,
+            horizons,
         }
     }
 
     fn lose(&mut self, why: &str) {
         if let Some(current) = self.current.take() {
-            self.alive.set(false);
+            self.health.set("membership", Err(why.to_owned()));
+            self.alive.end();
             error!(incarnation = %current, why, "membership lost: ending all sessions");
-            self.ended.do_send(Ended(current));
+            self.told.ended.do_send(Ended(current));
         }
     }
 }
@@ -123,14 +161,23 @@ impl Handler<Enter> for Membership {
 
     fn handle(&mut self, Enter(incarnation): Enter, ctx: &mut Self::Context) -> Self::Result {
         let (store, name, me) = (self.store.clone(), self.name.clone(), ctx.address());
+        let health = self.health.clone();
         Box::pin(async move {
+            let sent_at = boot_time();
             let entered = store
-                .call(move |store| store.renew(incarnation, &name, true))
+                .call(move |store| store.renew(incarnation, &name, true, &[]))
                 .await;
             match entered {
-                Ok(_) => me.send(Entered(incarnation)).await.is_ok(),
+                Ok(_) => me
+                    .send(Entered {
+                        incarnation,
+                        sent_at,
+                    })
+                    .await
+                    .is_ok(),
                 Err(error) => {
                     warn!(%error, "cannot enter the store");
+                    health.set("membership", Err(error.to_string()));
                     false
                 }
             }
@@ -140,15 +187,18 @@ impl Handler<Enter> for Membership {
 
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Entered(Incarnation);
+struct Entered {
+    incarnation: Incarnation,
+    sent_at: Duration,
+}
 
 impl Handler<Entered> for Membership {
     type Result = ();
 
-    fn handle(&mut self, Entered(incarnation): Entered, _: &mut Self::Context) {
-        self.current = Some(incarnation);
-        self.renewed = Instant::now();
-        self.alive.set(true);
+    fn handle(&mut self, entered: Entered, _: &mut Self::Context) {
+        self.current = Some(entered.incarnation);
+        self.alive.renewed(entered.sent_at);
+        self.health.set("membership", Ok(()));
     }
 }
 
@@ -158,7 +208,7 @@ impl Handler<Leave> for Membership {
     fn handle(&mut self, Leave(incarnation): Leave, _: &mut Self::Context) -> Self::Result {
         if self.current == Some(incarnation) {
             self.current = None;
-            self.alive.set(false);
+            self.alive.end();
         }
         let store = self.store.clone();
         Box::pin(async move {
@@ -178,7 +228,7 @@ impl Handler<Tick> for Membership {
     type Result = ();
 
     fn handle(&mut self, _: Tick, ctx: &mut Self::Context) {
-        if self.current.is_some() && self.renewed.elapsed() > SILENCE_MAX {
+        if self.current.is_some() && !self.alive.holds() {
             self.lose("the store could not be written in time");
         }
         if self.renewing {
@@ -186,20 +236,30 @@ impl Handler<Tick> for Membership {
         }
         self.renewing = true;
         let (store, name, current) = (self.store.clone(), self.name.clone(), self.current);
+        let answered = match current {
+            Some(_) => self.horizons.due(),
+            None => Vec::new(),
+        };
+        let renewed: Vec<ListedInstance> = answered.iter().map(|it| it.listed().clone()).collect();
         let me = ctx.address();
-        let asked = Instant::now();
+        let sent_at = boot_time();
         let work = async move {
             let seen = store
                 .call(move |store| {
                     let held = current
-                        .map(|it| store.renew(it, &name, false))
+                        .map(|it| store.renew(it, &name, false, &renewed))
                         .transpose()?;
-                    Ok((held, store.members()?))
+                    Ok(Seen {
+                        held,
+                        members: store.members()?,
+                        instances: store.instances()?,
+                    })
                 })
                 .await;
             me.do_send(Renewed {
                 current,
-                asked,
+                sent_at,
+                answered,
                 seen: seen.map_err(|error| error.to_string()),
             });
         };
@@ -209,9 +269,17 @@ impl Handler<Tick> for Membership {
 
 struct Renewed {
     current: Option<Incarnation>,
-    asked: Instant,
-    seen: Result<(Option<bool>, Vec<crate::store::Member>), String>,
+    sent_at: Duration,
+    answered: Vec<Horizon>,
+    seen: Result<Seen, String>,
 }
+
+struct Seen {
+    held: Option<bool>,
+    members: Vec<Member>,
+    instances: Vec<ListedInstance>,
+}
+
 impl Message for Renewed {
     type Result = ();
 }
@@ -221,7 +289,11 @@ impl Handler<Renewed> for Membership {
 
     fn handle(&mut self, renewed: Renewed, ctx: &mut Self::Context) {
         self.renewing = false;
-        let (held, members) = match renewed.seen {
+        let Seen {
+            held,
+            members,
+            instances,
+        } = match renewed.seen {
             Ok(seen) => seen,
             Err(error) => {
                 warn!(%error, "cannot renew the membership");
@@ -230,10 +302,20 @@ impl Handler<Renewed> for Membership {
         };
         if renewed.current == self.current {
             match held {
-                Some(true) => self.renewed = renewed.asked,
+                Some(true) => {
+                    self.alive.renewed(renewed.sent_at);
+                    for horizon in &renewed.answered {
+                        horizon.renewed(renewed.sent_at);
+                    }
+                }
                 Some(false) => self.lose("another spooler has ended it"),
                 None => {}
             }
+        }
+        // Who is no member may be the one that is cut off: then agents stand still for him alone, or for everybody, and are not
+        // to be struck off for it.
+        if renewed.current.is_some() && renewed.current == self.current {
+            self.told.listed.do_send(Listed(instances));
         }
         let now = Instant::now();
         self.others
@@ -256,9 +338,9 @@ impl Handler<Renewed> for Membership {
 }
 
 impl Membership {
-    fn take_over(&mut self, member: crate::store::Member, ctx: &mut Context<Self>) {
+    fn take_over(&mut self, member: Member, ctx: &mut Context<Self>) {
         self.others.remove(&member.incarnation);
-        let (store, taken_over) = (self.store.clone(), self.taken_over.clone());
+        let (store, taken_over) = (self.store.clone(), self.told.taken_over.clone());
         let work = async move {
             let (who, counter) = (member.incarnation, member.counter);
             let now = UnixMillis::now();
@@ -275,5 +357,38 @@ impl Membership {
             }
         };
         ctx.spawn(work.into_actor(self));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewal_holds_from_its_sending_and_ends_before_others_may_take_over() {
+        let alive = Alive::default();
+        let at = Duration::from_secs(100);
+        assert!(!alive.holds_at(at), "never entered");
+        alive.renewed(at);
+        assert!(alive.holds_at(at + HOLDS - Duration::from_millis(1)));
+        // Nobody told it: it ran out, and the tick that notices comes before SILENCE_MAX.
+        assert!(!alive.holds_at(at + HOLDS));
+        assert!(!alive.holds_at(at + SILENCE_MAX - RENEW_EVERY));
+
+        alive.renewed(at + Duration::from_secs(2));
+        assert!(alive.holds_at(at + HOLDS));
+        let other_handle = alive.clone();
+        alive.end();
+        assert!(!other_handle.holds_at(at + HOLDS));
+    }
+
+    #[test]
+    fn without_a_clock_nothing_holds() {
+        let alive = Alive::default();
+        alive.renewed(boot_time());
+        assert!(alive.holds());
+        assert!(!alive.holds_at(Duration::MAX));
+        alive.renewed(Duration::MAX);
+        assert!(!alive.holds());
     }
 }

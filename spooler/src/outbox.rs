@@ -16,8 +16,11 @@ use crate::{
     dispatcher::{Appetite, Dispatcher, Jobs},
     job::{Job, Ordinals},
     membership::TakenOver,
+    note::Note,
     progress::Progress,
-    store::{ClaimRequest, Claimed, Mark, RowData, StoreThread, Write},
+    store::{
+        Change, ClaimRequest, Claimed, Error, Mark, RowData, Store, StoreThread, Tally, Write,
+    },
 };
 
 /// How often the store is asked without a reason. Everything that this process itself makes due kicks at once; this
@@ -28,7 +31,10 @@ const CLAIM_ROWS: usize = 128;
 /// Bytes per claim: what one spooler takes into memory at a time.
 const CLAIM_BYTES: usize = 8 * 1024 * 1024;
 
-/// Messages in doubt that are held at a time: some of them for a minute, until an agent that is gone counts as gone. At
+/// A claimed row that is to become due is looked at so often.
+const DUE_AGAIN: Duration = Duration::from_millis(500);
+
+/// Messages in doubt that are held at a time: some of them until an agent that is gone has lost its right to send. At
 /// the largest inline bodies that is about as much as a prefetch of 2,000.
 const DOUBTS_MAX: usize = 2_000;
 
@@ -216,22 +222,23 @@ impl Round {
     /// A row that cannot be read any more is dead: visible, and out of the way.
     fn job(&self, row: Claimed) -> Result<Job, Box<Write>> {
         let tenure = Tenure::claimed(row.id, row.fence, self.holder, self.ordinals.next());
-        let read = frame::decode_message(row.message.clone())
-            .and_then(|message| Ok((message, frame::decode_all::<Progress>(&row.progress)?)));
+        let read = frame::decode_message(row.message.clone()).and_then(|message| {
+            let progress = frame::decode_all::<Progress>(&row.progress)?;
+            let note = row.note.as_deref().map(Note::decode).transpose()?;
+            Ok((message, progress, note.unwrap_or_default()))
+        });
         match read {
-            Ok((message, mut progress)) => Ok({
-                if row.at_once {
-                    progress.end_pauses();
-                }
-                Job {
-                    tenure,
-                    message,
-                    progress,
-                    cancelled: row.mark == Mark::Cancel,
-                    dropped: row.mark == Mark::Drop,
-                    doubt: row.doubt,
-                    since: Instant::now(),
-                }
+            Ok((message, progress, note)) => Ok(Job {
+                tenure,
+                message,
+                progress,
+                cancelled: row.mark == Mark::Cancel,
+                dropped: row.mark == Mark::Drop,
+                doubt: row.doubt,
+                unsure_since: row.unsure_since,
+                deaths: row.deaths,
+                note,
+                since: Instant::now(),
             }),
             Err(error) => {
                 error!(id = %row.id, %error, "a row of the outbox cannot be read: dead");
@@ -250,8 +257,12 @@ impl Round {
                         destination: None,
                         priority: pombo_proto::message::Priority::Normal,
                         doubt: row.doubt,
+                        unsure_since: row.unsure_since,
+                        in_doubt: 0,
+                        deaths: row.deaths,
                         message: row.message,
                         progress: row.progress,
+                        tally: Tally::default(),
                     },
                     reports: Vec::new(),
                 }))
@@ -260,7 +271,8 @@ impl Round {
     }
 }
 
-/// Asks the outbox to become due for one message, when somebody outside learned something about it.
+/// Asks the outbox to become due for one message, when somebody outside learned something about it. One that is claimed
+/// becomes due once its holder has let it go.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct MakeDue(pub pombo_proto::ids::MessageId);
@@ -271,12 +283,34 @@ impl Handler<MakeDue> for Outbox {
     fn handle(&mut self, MakeDue(id): MakeDue, ctx: &mut Self::Context) -> Self::Result {
         let (store, me) = (self.store.clone(), ctx.address());
         Box::pin(async move {
-            let now = UnixMillis::now();
-            let change = crate::store::Change::Retry;
-            match store.call(move |store| store.change(now, id, change)).await {
-                Ok(_) => me.do_send(Kick),
-                Err(error) => warn!(%error, id = %id, "cannot make due"),
+            loop {
+                let changed = store.call(move |store| make_due(store, id)).await;
+                match changed {
+                    Ok(Due::Now) => return me.do_send(Kick),
+                    Ok(Due::Never) => return,
+                    Ok(Due::Claimed) => {}
+                    Err(error) => warn!(%error, id = %id, "cannot make due"),
+                }
+                tokio::time::sleep(DUE_AGAIN).await;
             }
         })
     }
+}
+
+enum Due {
+    Now,
+    /// Somebody has it; asked for again.
+    Claimed,
+    /// It is held, dead, finished or not there.
+    Never,
+}
+
+fn make_due(store: &mut dyn Store, id: pombo_proto::ids::MessageId) -> Result<Due, Error> {
+    if store.change(UnixMillis::now(), id, Change::Retry)? {
+        return Ok(Due::Now);
+    }
+    let claimed = store
+        .get(id)?
+        .is_some_and(|row| row.data.state == QueueState::Moving);
+    Ok(if claimed { Due::Claimed } else { Due::Never })
 }

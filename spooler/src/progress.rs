@@ -2,8 +2,11 @@
 
 use pombo_proto::{
     control::Event,
+    frame,
+    ledger::Outcomes,
     outcome::{Delivery, Diagnosis},
     time::UnixMillis,
+    trace::{TRACEPARENT, TraceParent},
 };
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +20,10 @@ pub struct Progress {
     /// Whether the sender was told that it takes long.
     pub delay_reported: bool,
 }
+
+/// What others said of all recipients together, where it is kept: beside it there must be room for the rest of what is known of
+/// 10,000 recipients in what can be read again ([`frame::HEAD_BYTES_MAX`]).
+const TEXTS_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// A message that is tried for days keeps its first and its last events.
 pub const TIMELINE_MAX: usize = 48;
@@ -56,6 +63,51 @@ impl Default for RecipientProgress {
             was_kept: false,
             tried_at: None,
         }
+    }
+}
+
+impl RecipientProgress {
+    /// Three of the state, three of what was last.
+    const TEXTS: usize = 6;
+
+    /// Bytes of what others said, and of our words about it.
+    fn text_bytes(&self) -> usize {
+        let of = |diagnosis: &Diagnosis| {
+            let (remote, reply) = (diagnosis.remote.as_ref(), diagnosis.reply.as_ref());
+            [Some(&diagnosis.text), remote, reply].map(|text| text.map_or(0, String::len))
+        };
+        let state = match &self.state {
+            RecipientState::Delivered(delivery) => [delivery.remote.len(), delivery.reply.len(), 0],
+            RecipientState::Failed { diagnosis, .. }
+            | RecipientState::Expired { diagnosis, .. } => of(diagnosis),
+            RecipientState::Pending { .. }
+            | RecipientState::Kept { .. }
+            | RecipientState::Cancelled { .. } => [0; 3],
+        };
+        let last = self.last.as_ref().map_or([0; 3], of);
+        state.into_iter().chain(last).sum()
+    }
+
+    /// Each of them to so many bytes.
+    fn cut(&mut self, most: usize) {
+        let cut = |text: &mut String| text.truncate(text.floor_char_boundary(most));
+        let cut_all = |diagnosis: &mut Diagnosis| {
+            cut(&mut diagnosis.text);
+            diagnosis.remote.iter_mut().for_each(cut);
+            diagnosis.reply.iter_mut().for_each(cut);
+        };
+        match &mut self.state {
+            RecipientState::Delivered(delivery) => {
+                cut(&mut delivery.remote);
+                cut(&mut delivery.reply);
+            }
+            RecipientState::Failed { diagnosis, .. }
+            | RecipientState::Expired { diagnosis, .. } => cut_all(diagnosis),
+            RecipientState::Pending { .. }
+            | RecipientState::Kept { .. }
+            | RecipientState::Cancelled { .. } => {}
+        }
+        self.last.iter_mut().for_each(cut_all);
     }
 }
 
@@ -111,6 +163,20 @@ impl Progress {
         }
     }
 
+    /// As the store keeps it. Where many servers have said much, or one server much of many recipients, it is cut evenly.
+    pub fn encoded(&self) -> Vec<u8> {
+        let texts = self.recipients.iter().map(RecipientProgress::text_bytes);
+        if texts.sum::<usize>() <= TEXTS_BYTES_MAX {
+            return frame::encode(self);
+        }
+        let most = TEXTS_BYTES_MAX / self.recipients.len().max(1) / RecipientProgress::TEXTS;
+        let mut short = self.clone();
+        for known in &mut short.recipients {
+            known.cut(most);
+        }
+        frame::encode(&short)
+    }
+
     /// A person has made the message due: whoever is still owed may be tried at once, whatever the schedule said.
     pub fn make_due(&mut self, now: UnixMillis) {
         for recipient in &mut self.recipients {
@@ -132,13 +198,39 @@ impl Progress {
         });
     }
 
-    /// Whoever is owed it may be tried now: somebody has asked for that.
-    pub fn end_pauses(&mut self) {
-        for recipient in &mut self.recipients {
-            if let RecipientState::Pending { not_before } = &mut recipient.state {
-                *not_before = UnixMillis(0);
-            }
+    /// The message's publisher has put it into a trace of its own: kept with what happened.
+    pub fn note_trace(&mut self, at: UnixMillis, trace: TraceParent) {
+        self.note(at, TRACEPARENT, trace.to_string());
+    }
+
+    /// That trace. Without one, the message's id is its trace.
+    pub fn trace(&self) -> Option<&str> {
+        // Noted first, and the first events are never dropped.
+        let mut first = self.timeline.iter().take(2);
+        let noted = first.find(|event| event.what == TRACEPARENT)?;
+        Some(&noted.detail)
+    }
+
+    /// How many undecided recipients may have been sent to without our knowing.
+    pub fn in_doubt(&self) -> u32 {
+        let doubted = |it: &&RecipientProgress| it.in_doubt && !it.state.is_decided();
+        let count = self.recipients.iter().filter(doubted).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    /// The recipients that are decided, for the ledger.
+    pub fn outcomes(&self) -> Outcomes {
+        let mut outcomes = Outcomes::default();
+        for recipient in &self.recipients {
+            *match recipient.state {
+                RecipientState::Delivered(_) => &mut outcomes.delivered,
+                RecipientState::Failed { .. } => &mut outcomes.failed,
+                RecipientState::Expired { .. } => &mut outcomes.expired,
+                RecipientState::Cancelled { .. } => &mut outcomes.cancelled,
+                RecipientState::Pending { .. } | RecipientState::Kept { .. } => continue,
+            } += 1;
         }
+        outcomes
     }
 
     /// Whether every recipient is decided.
@@ -146,5 +238,55 @@ impl Progress {
         self.recipients
             .iter()
             .all(|recipient| recipient.state.is_decided())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pombo_proto::{
+        message::RECIPIENTS_MAX,
+        outcome::{EnhancedStatus, NdrReason, TEXT_BYTES_MAX},
+    };
+
+    use super::*;
+
+    /// A server that has much to say of many recipients must not make a message that cannot be read again.
+    #[test]
+    fn however_much_is_said_of_however_many_it_is_read_again() {
+        let long = "\u{e4}".repeat(TEXT_BYTES_MAX);
+        let diagnosis = Diagnosis::new(
+            EnhancedStatus::new(5, 999, 999),
+            NdrReason::TransferFailed,
+            long.as_str(),
+        );
+        let diagnosis = diagnosis.said_by(long.as_str(), long.as_str());
+        let at = UnixMillis(u64::MAX);
+        let known = RecipientProgress {
+            state: RecipientState::Expired {
+                at,
+                diagnosis: diagnosis.clone(),
+            },
+            transport: Some("a-transport-by-a-long-name".to_owned()),
+            passed: vec!["another-transport".to_owned(); 2],
+            tries: u32::MAX,
+            last: Some(diagnosis),
+            in_doubt: true,
+            was_kept: true,
+            tried_at: Some(at),
+        };
+        let mut progress = Progress::fresh(RECIPIENTS_MAX);
+        progress.recipients.fill(known);
+        for _ in 0..TIMELINE_MAX {
+            progress.note(at, "submitmessage", "x".repeat(TEXT_BYTES_MAX));
+        }
+        let read: Progress = frame::decode_all(&progress.encoded()).unwrap();
+        assert_eq!(read.recipients.len(), RECIPIENTS_MAX);
+        assert_eq!(read.timeline, progress.timeline);
+        let last = read.recipients[0].last.as_ref().unwrap();
+        assert!(long.starts_with(&last.text) && last.text.len() >= 32);
+        // What has room stays as it is.
+        progress.recipients.truncate(300);
+        let read: Progress = frame::decode_all(&progress.encoded()).unwrap();
+        assert_eq!(read, progress);
     }
 }

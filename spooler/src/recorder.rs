@@ -8,17 +8,17 @@
 //! until it succeeds or the incarnation ends; meanwhile leasing stops and nothing is acked. What bounds the number of
 //! pending commits is what bounds the jobs: leases, claims and credit.
 
+mod about;
+
 use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture};
 use bytes::Bytes;
 use pombo_proto::{
     blob::Blobs,
-    control::QueueState,
-    frame,
     ids::MessageId,
     link::Lease,
-    message::{Body, Envelope, Message as Mail},
+    message::Body,
     service::http::Health,
     tenure::{LeaseTag, Ordinal, Origin},
     time::UnixMillis,
@@ -26,23 +26,23 @@ use pombo_proto::{
 };
 use tracing::{error, info, warn};
 
+use self::about::{About, Outcomes};
 use crate::{
     config::Config,
     dispatcher::{Dispatcher, EndTerm, StoreTrouble, TakesAddresses},
     gather::{Gather, Gathered},
     job::{Job, SessionKey},
     outbox::{Kick, Outbox},
-    progress::{Progress, RecipientState},
+    progress::Progress,
     report::{self, Reporter},
     router::Router,
-    store::{Error, RowData, StoreThread, Write, Written},
+    rows,
+    store::{Answer, Error, RowData, StoreThread, Write, Written},
     verdict::{self, Case, Disposition, Happened, Verdict},
 };
 
 /// A failed commit is repeated after this.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// A message published twice falls due after this: its first copy may surface later than its twin.
-const TWIN_WAIT: Duration = Duration::from_secs(90);
 /// So much of a large original is read for its report.
 const REPORT_HEAD_BYTES: u64 = 256 * 1024;
 
@@ -111,10 +111,15 @@ struct Pending {
 enum Then {
     Recorded {
         recorded: Recorded,
+        outcomes: Outcomes,
         blob: Option<MessageId>,
         kick: bool,
     },
-    Moved(LeaseTag),
+    Moved {
+        lease: LeaseTag,
+        /// The message, if its body lies in the blob store.
+        large: Option<MessageId>,
+    },
 }
 
 /// A store callback's word.
@@ -142,6 +147,8 @@ pub struct Recorder {
     router: Router,
     committed: Option<Gather<Committed>>,
     wired: Option<Wired>,
+    /// Decided in this handler, for one commit.
+    decided: Vec<Pending>,
     failed: Vec<Pending>,
     under_way: usize,
     trouble: bool,
@@ -166,6 +173,7 @@ impl Recorder {
             router,
             committed: None,
             wired: None,
+            decided: Vec::new(),
             failed: Vec::new(),
             under_way: 0,
             trouble: false,
@@ -182,6 +190,10 @@ impl Recorder {
             took,
         } = conclude;
         let now = UnixMillis::now();
+        if matches!(happened, Happened::Attempt { .. }) {
+            // Whoever tried it has lived to tell.
+            job.deaths = 0;
+        }
         let about = About::of(&happened);
         let envelope = job.message.envelope.clone();
         let case = Case {
@@ -193,10 +205,11 @@ impl Recorder {
         };
         let progress = std::mem::take(&mut job.progress);
         let verdict = verdict::decide(&case, progress, happened);
-        about.log(&envelope, &verdict.progress, now, took);
+        let outcomes = about.log(&envelope, &verdict.progress, now, took);
         let decided = Decided {
             job,
             verdict,
+            outcomes,
             doubt,
             sessions,
             spent,
@@ -217,6 +230,7 @@ impl Recorder {
                 Bytes::new()
             });
             this.record(decided, &head);
+            this.commit();
         });
         ctx.spawn(recorded);
     }
@@ -225,6 +239,7 @@ impl Recorder {
         let Decided {
             job,
             verdict,
+            outcomes,
             doubt,
             sessions,
             spent,
@@ -232,11 +247,11 @@ impl Recorder {
         let now = UnixMillis::now();
         let envelope = &job.message.envelope;
         let tenancy = job.tenure.tenancy();
-        let host = self.config.spooler.host();
         let reports: Vec<_> = verdict
             .reports
             .iter()
             .map(|spec| {
+                let host = self.config.spooler.host();
                 let id = spec.id(tenancy.id, tenancy.fence);
                 let retry_until = self.config.schedule.expires_at(envelope);
                 let reporter = Reporter {
@@ -247,14 +262,17 @@ impl Recorder {
                 };
                 let report = report::build(&reporter, envelope, head, spec, &verdict.progress);
                 info!(id = %tenancy.id, report = %id, kind = ?spec.kind, "report");
-                (id, fresh_row(&report, now, "a report, not yet tried"))
+                (id, rows::fresh(&report, now, "a report, not yet tried"))
             })
             .collect();
         let finished = matches!(verdict.disposition, Disposition::Finished);
         let large = matches!(envelope.body, Body::Blob { .. });
         let kick = !reports.is_empty()
             || matches!(&verdict.disposition, Disposition::Waiting(waiting) if waiting.due <= now);
-        let row = row(&job.message, &verdict, doubt);
+        let row = RowData {
+            deaths: job.deaths,
+            ..rows::judged(&job.message, &verdict, doubt, job.unsure_since)
+        };
         let write = Write::Record {
             tenancy,
             holder: job.tenure.holder(),
@@ -273,25 +291,29 @@ impl Recorder {
             spent,
         };
         let blob = (finished && large).then_some(tenancy.id);
-        self.commit(Pending {
+        self.decided.push(Pending {
             write,
             then: Then::Recorded {
                 recorded,
+                outcomes,
                 blob,
                 kick,
             },
         });
     }
 
-    fn commit(&mut self, pending: Pending) {
+    /// Hands over what was decided. Called at the end of a handler, so that what it decided goes into one commit.
+    fn commit(&mut self) {
         let Some(committed) = self.committed.clone() else {
             return;
         };
-        self.under_way += 1;
-        let write = pending.write.clone();
-        self.store.commit(write, move |result| {
-            committed.push(Committed { pending, result })
+        self.under_way += self.decided.len();
+        let writes = self.decided.drain(..).map(|pending| {
+            let (write, committed) = (pending.write.clone(), committed.clone());
+            let answer = move |result| committed.push(Committed { pending, result });
+            (write, Box::new(answer) as Answer)
         });
+        self.store.commit_all(writes);
     }
 
     fn committed(&mut self, done: Committed, ctx: &mut Context<Self>) {
@@ -303,27 +325,34 @@ impl Recorder {
         if self.trouble {
             self.set_trouble(None);
         }
+        if let (Then::Recorded { outcomes, .. }, Written::Won) = (&done.pending.then, written) {
+            outcomes.count();
+        }
         let Some(wired) = &self.wired else { return };
         match done.pending.then {
-            Then::Moved(tag) => {
-                wired.moved.push(Moved(tag));
+            Then::Moved { lease, large } => {
+                wired.moved.push(Moved(lease));
                 wired.outbox.do_send(Kick);
+                if let (Some(id), Written::Lost) = (large, written) {
+                    actix::spawn(forget_body_of_twin(
+                        self.store.clone(),
+                        self.blobs.clone(),
+                        id,
+                    ));
+                }
             }
             Then::Recorded {
                 recorded,
                 blob,
                 kick,
+                ..
             } => {
                 if kick {
                     wired.outbox.do_send(Kick);
                 }
                 if let (Some(id), Written::Won) = (blob, written) {
                     let blobs = self.blobs.clone();
-                    actix::spawn(async move {
-                        if let Err(error) = blobs.delete(id).await {
-                            warn!(%error, id = %id, "a body stays in the blob store");
-                        }
-                    });
+                    actix::spawn(async move { delete_body(&blobs, id).await });
                 }
                 if written == Written::Lost {
                     let Tenancy { id, fence } = recorded.tenancy;
@@ -342,9 +371,8 @@ impl Recorder {
             error!(%error, "the store cannot be written: leasing stops, nothing is acked");
             self.set_trouble(Some(error.to_string()));
             ctx.run_later(RETRY_AFTER, |this, _| {
-                for pending in std::mem::take(&mut this.failed) {
-                    this.commit(pending);
-                }
+                this.decided.append(&mut this.failed);
+                this.commit();
             });
         }
         self.failed.push(pending);
@@ -365,148 +393,11 @@ impl Recorder {
 struct Decided {
     job: Job,
     verdict: Verdict,
+    outcomes: Outcomes,
     /// The attempt's result was not learned: Adopt before the next one.
     doubt: bool,
     sessions: Vec<SessionKey>,
     spent: Option<Spent>,
-}
-
-/// A message that nobody has tried, as a row.
-fn fresh_row(message: &Mail, due: UnixMillis, reason: &str) -> RowData {
-    let envelope = &message.envelope;
-    RowData {
-        state: QueueState::Waiting,
-        due: Some(due.max(envelope.deferred_until.unwrap_or_default())),
-        // It waits for no transport, so it is never excluded.
-        wake: None,
-        reason: reason.to_owned(),
-        transport: None,
-        destination: None,
-        priority: envelope.priority,
-        doubt: false,
-        message: message.encoded.clone(),
-        progress: frame::encode(&Progress::fresh(envelope.recipients.len())),
-    }
-}
-
-fn row(message: &Mail, verdict: &Verdict, doubt: bool) -> RowData {
-    let progress = frame::encode(&verdict.progress);
-    let base = RowData {
-        state: QueueState::Finished,
-        due: None,
-        wake: None,
-        reason: String::new(),
-        transport: None,
-        destination: None,
-        priority: message.envelope.priority,
-        doubt,
-        message: message.encoded.clone(),
-        progress,
-    };
-    match &verdict.disposition {
-        // What is finished needs its body no more.
-        Disposition::Finished => RowData {
-            message: frame::encoded_head(message),
-            ..base
-        },
-        Disposition::Waiting(waiting) => RowData {
-            state: QueueState::Waiting,
-            due: Some(waiting.due),
-            wake: Some(waiting.wake),
-            reason: waiting.reason.clone(),
-            transport: waiting.transport.clone(),
-            destination: waiting.destination.clone(),
-            ..base
-        },
-        Disposition::Held { reason } => RowData {
-            state: QueueState::Held,
-            reason: reason.clone(),
-            ..base
-        },
-        Disposition::Dead { reason } => RowData {
-            state: QueueState::Dead,
-            reason: reason.clone(),
-            ..base
-        },
-    }
-}
-
-/// What the log says of an attempt: one line per recipient.
-struct About {
-    attempts: Vec<(String, Vec<pombo_proto::ids::RecipientIndex>)>,
-}
-
-impl About {
-    fn of(happened: &Happened) -> Self {
-        let attempts = match happened {
-            Happened::Attempt {
-                transport,
-                considered,
-                ..
-            } => vec![(transport.clone(), considered.clone())],
-            Happened::Adopted(attempts) => attempts
-                .iter()
-                .map(|it| (it.transport.clone(), verdict::named(&it.result)))
-                .collect(),
-            _ => Vec::new(),
-        };
-        Self { attempts }
-    }
-
-    fn log(self, envelope: &Envelope, progress: &Progress, now: UnixMillis, took: Duration) {
-        for (transport, considered) in self.attempts {
-            Self::log_one(transport, considered, envelope, progress, now, took);
-        }
-    }
-
-    fn log_one(
-        transport: String,
-        considered: Vec<pombo_proto::ids::RecipientIndex>,
-        envelope: &Envelope,
-        progress: &Progress,
-        now: UnixMillis,
-        took: Duration,
-    ) {
-        for index in considered {
-            let (Some(recipient), Some(known)) = (
-                envelope.recipients.get(index.get()),
-                progress.recipients.get(index.get()),
-            ) else {
-                continue;
-            };
-            let (outcome, text) = match &known.state {
-                RecipientState::Delivered(delivery) => ("delivered", delivery.reply.as_str()),
-                RecipientState::Failed { diagnosis, .. } => ("failed", said(diagnosis)),
-                RecipientState::Expired { diagnosis, .. } => ("expired", said(diagnosis)),
-                RecipientState::Cancelled { .. } => ("cancelled", ""),
-                RecipientState::Kept { .. } => ("kept", ""),
-                RecipientState::Pending { .. } => {
-                    ("deferred", known.last.as_ref().map_or("", said))
-                }
-            };
-            metrics::counter!(
-                "pombo_outcomes_total", "transport" => transport.clone(), "outcome" => outcome
-            )
-            .increment(1);
-            info!(
-                id = %envelope.id,
-                recipient = recipient.address,
-                transport,
-                destination = crate::router::destination(recipient),
-                outcome,
-                text,
-                tries = known.tries,
-                age_ms = now.since(envelope.submitted_at).as_millis() as u64,
-                took_ms = took.as_millis() as u64,
-                "attempt"
-            );
-        }
-        metrics::histogram!("pombo_attempt_seconds", "transport" => transport).record(took);
-    }
-}
-
-fn said(diagnosis: &pombo_proto::outcome::Diagnosis) -> &str {
-    diagnosis.reply.as_deref().unwrap_or(&diagnosis.text)
 }
 
 impl Actor for Recorder {
@@ -535,6 +426,24 @@ impl Handler<Conclude> for Recorder {
 
     fn handle(&mut self, conclude: Conclude, ctx: &mut Self::Context) {
         self.conclude(conclude, ctx);
+        self.commit();
+    }
+}
+
+/// One that stays is found by the sweep of the blob store.
+async fn delete_body(blobs: &Blobs, id: MessageId) {
+    if let Err(error) = blobs.delete(id).await {
+        warn!(%error, id = %id, "a body stays in the blob store");
+    }
+}
+
+/// A second copy of a message brought its body with it. If the message has finished, nobody else will delete that.
+async fn forget_body_of_twin(store: StoreThread, blobs: Blobs, id: MessageId) {
+    let unfinished = store.call(move |s| s.unfinished(&[id])).await;
+    match unfinished {
+        Ok(unfinished) if unfinished.is_empty() => delete_body(&blobs, id).await,
+        Ok(_) => {}
+        Err(error) => warn!(%error, id = %id, "a body may stay in the blob store"),
     }
 }
 
@@ -545,6 +454,7 @@ impl Handler<ConcludeAll> for Recorder {
         for conclude in all {
             self.conclude(conclude, ctx);
         }
+        self.commit();
     }
 }
 
@@ -552,30 +462,24 @@ impl Handler<Move> for Recorder {
     type Result = ();
 
     fn handle(&mut self, Move(lease): Move, _: &mut Self::Context) {
-        let envelope = &lease.message.envelope;
         let now = UnixMillis::now();
-        // Messages with derived ids are always moved before they are submitted, so that only a door-issued one may have been
-        // submitted by whoever held it before us.
-        let doubt = !envelope.id.is_derived() && lease.redelivered || lease.marked;
-        let (due, reason) = if lease.marked {
-            (now.after(TWIN_WAIT), "published twice: waits for its twin")
-        } else if lease.redelivered {
-            (now, "found again after its holder was lost")
-        } else {
-            (now, "moved before its first attempt")
-        };
-        let row = RowData {
-            doubt,
-            ..fresh_row(&lease.message, due, reason)
-        };
-        let write = Write::Move {
-            id: envelope.id,
-            row,
-        };
-        self.commit(Pending {
-            write,
-            then: Then::Moved(lease.tag),
+        let envelope = &lease.message.envelope;
+        let mut row = rows::moved(&lease.message, lease.redelivered, lease.marked, now);
+        if let Some(trace) = lease.trace {
+            let mut progress = Progress::fresh(envelope.recipients.len());
+            progress.note_trace(now, trace);
+            row.progress = pombo_proto::frame::encode(&progress);
+        }
+        let id = envelope.id;
+        let large = matches!(envelope.body, Body::Blob { .. }).then_some(id);
+        self.decided.push(Pending {
+            write: Write::Move { id, row },
+            then: Then::Moved {
+                lease: lease.tag,
+                large,
+            },
         });
+        self.commit();
     }
 }
 
@@ -641,3 +545,6 @@ impl Handler<PendingCommits> for Recorder {
         self.under_way + self.failed.len()
     }
 }
+
+#[cfg(test)]
+mod tests;

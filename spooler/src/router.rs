@@ -108,6 +108,19 @@ impl Router {
             .any(|entry| entry.name == transport && entry.available)
     }
 
+    /// Whether it has said that it takes nobody: it only brings mail in. What was to wait for its word is for others.
+    pub fn takes_nobody(&self, transport: &str) -> bool {
+        let mut said = self
+            .transports
+            .iter()
+            .filter(|entry| entry.name == transport)
+            .filter_map(|entry| entry.types.as_ref());
+        said.any(|said| {
+            let spaces = said.types.as_ref();
+            spaces.is_some_and(|spaces| spaces.iter().all(String::is_empty)) && said.uids.is_empty()
+        })
+    }
+
     /// The transports in order, with whether each has said what it takes.
     pub fn transports(&self) -> impl Iterator<Item = (&str, bool)> {
         self.transports
@@ -425,6 +438,17 @@ mod tests {
         router.set_available("b", true);
         assert!(router.is_available("b") && !router.is_available("a"));
         assert_eq!(route(&router, "a@example.org", &[]), Route::Transport("a"));
+    }
+
+    #[test]
+    fn who_takes_nobody_has_said_so() {
+        let router = router(&[
+            ("door", takes(&[""])),
+            ("smtp", takes(&["SMTP"])),
+            ("any", AddressTypes::default()),
+        ]);
+        let nobody = ["door", "smtp", "any", "unheard"].map(|it| router.takes_nobody(it));
+        assert_eq!(nobody, [true, false, false, false]);
     }
 
     #[test]

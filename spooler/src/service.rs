@@ -21,26 +21,35 @@ use tracing::{info, warn};
 
 use crate::{
     adoption::Adoption,
-    config::Config,
+    config::{Config, StoreKind},
     control::Control,
     dispatcher::{Dispatcher, Drain, InProcess},
     gather::Gather,
+    horizon::Horizons,
     job::Ordinals,
-    membership::{Alive, Membership},
+    ledger::Ledger,
+    membership::{Alive, Membership, Told},
+    orphans::Orphans,
     outbox::{ClaimAs, IsClaiming, Outbox},
     reception::{Reception, Stop},
     recorder::{self, PendingCommits, Recorder},
-    store::{self, Sqlite, StoreThread},
+    store::{self, Pruned, Sqlite, StoreThread},
     switchboard::{LogoffAll, Parts, Switchboard, Wire},
 };
 
 /// How often history is pruned, and how often gauges are set.
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+/// Between two steps of pruning. Longer than SQLite's longest sleep between two looks at a file that is busy (100 ms), so that other
+/// processes come in.
+const PRUNE_PAUSE: Duration = Duration::from_millis(250);
 const COUNT_EVERY: Duration = Duration::from_secs(5);
+/// How often a store that is away is tried at the start.
+#[cfg(feature = "postgres")]
+const REACH_EVERY: Duration = Duration::from_secs(1);
 /// The last verdicts and the good-byes may take so long.
 const LEAVE_MAX: Duration = Duration::from_secs(10);
 
-/// Runs the spooler until SIGTERM or SIGINT. Call it inside an actix system.
+/// Runs the spooler until SIGTERM, SIGINT or SIGHUP. Call it inside an actix system.
 ///
 /// # Errors
 /// What keeps it from starting: the store cannot be used, the blob directory cannot be written, the port is taken.
@@ -52,13 +61,14 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let mut asked = Shutdown::listen().context("signals")?;
     let http = Server::start(&config.http, health.clone(), Metrics::install()?)?;
-    let sqlite =
-        Sqlite::open(&config.store.path, store::Options::default()).context("store.path")?;
-    let store = StoreThread::spawn(sqlite)?;
+    let Some(store) = opened(&config, &health, &mut asked).await? else {
+        http.stop().await;
+        return Ok(());
+    };
     health.set("store", Ok(()));
-    let blobs = Blobs::directory(&config.blobs.path)
+    let blobs = Blobs::open(&config.blobs.place()?)
         .await
-        .context("blobs.path")?;
+        .context("[blobs]")?;
     info!(spooler = config.spooler.name(), "pombo-spooler starts");
 
     let (parts, switchboard) = assemble(&config, store.clone(), blobs, health)?;
@@ -92,6 +102,56 @@ pub async fn run(config: Config) -> Result<()> {
     }
 }
 
+/// The store, once it can be used; `None`: asked to end before that.
+#[cfg_attr(not(feature = "postgres"), expect(unused_variables))]
+async fn opened(
+    config: &Config,
+    health: &Health,
+    asked: &mut Shutdown,
+) -> Result<Option<StoreThread>> {
+    let kind = config
+        .store
+        .kind()
+        .map_err(|(key, text)| anyhow::anyhow!("store.{key}: {text}"))?;
+    match kind {
+        // A file that cannot be opened is a mistake of this host's.
+        StoreKind::Sqlite(path) => {
+            let sqlite = Sqlite::open(path, store::Options::default()).context("store.path")?;
+            Ok(Some(StoreThread::spawn(sqlite)?))
+        }
+        #[cfg(feature = "postgres")]
+        StoreKind::Postgres(options) => reached(options, health, asked).await,
+    }
+}
+
+/// A server may be away for now, as the broker may: it is waited for.
+#[cfg(feature = "postgres")]
+async fn reached(
+    options: store::postgres::Options,
+    health: &Health,
+    asked: &mut Shutdown,
+) -> Result<Option<StoreThread>> {
+    loop {
+        let options = options.clone();
+        let opened = tokio::task::spawn_blocking(move || store::Postgres::open(options)).await?;
+        match opened {
+            Ok(store) => return Ok(Some(StoreThread::spawn(store)?)),
+            Err(store::Error::Unavailable(why)) => {
+                warn!(why, "waiting for the store");
+                health.set("store", Err(why));
+            }
+            Err(unusable) => return Err(unusable).context("store.url"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(REACH_EVERY) => {}
+            signal = asked.asked() => {
+                info!(signal, "asked to end");
+                return Ok(None);
+            }
+        }
+    }
+}
+
 /// An actor that panics is gone for good, and what it held with it: better to start over. Resolves with its name.
 async fn a_part_fails(parts: &Parts, switchboard: &actix::Addr<Switchboard>) -> &'static str {
     let mut look = tokio::time::interval(COUNT_EVERY);
@@ -105,6 +165,7 @@ async fn a_part_fails(parts: &Parts, switchboard: &actix::Addr<Switchboard>) -> 
             ("membership", parts.membership.connected()),
             ("reception", parts.reception.connected()),
             ("control", parts.control.connected()),
+            ("ledger", parts.ledger.connected()),
             ("switchboard", switchboard.connected()),
         ];
         if let Some((part, _)) = stand.iter().find(|(_, stands)| !stands) {
@@ -121,6 +182,7 @@ fn assemble(
     health: Health,
 ) -> Result<(Parts, actix::Addr<Switchboard>)> {
     let (ordinals, alive) = (Ordinals::default(), Alive::default());
+    let horizons = Horizons::default();
     let switchboard = Switchboard::default().start();
     let events = Gather::new(switchboard.clone().recipient());
     let options = config
@@ -154,8 +216,20 @@ fn assemble(
         store.clone(),
         config.spooler.name(),
         alive.clone(),
-        switchboard.clone().recipient(),
-        outbox.clone().recipient(),
+        Told {
+            ended: switchboard.clone().recipient(),
+            taken_over: outbox.clone().recipient(),
+            listed: adoption.clone().recipient(),
+        },
+        health.clone(),
+        horizons.clone(),
+    )
+    .start();
+    let ledger = Ledger::new(
+        config.clone(),
+        store.clone(),
+        link.clone(),
+        dispatcher.clone(),
     )
     .start();
     let control = Control::new(
@@ -166,8 +240,10 @@ fn assemble(
         dispatcher.clone(),
         outbox.clone(),
         switchboard.clone(),
+        ledger.clone(),
     )
     .start();
+    let orphans = Orphans::new(store.clone(), blobs.clone(), config.blobs.orphans_after).start();
     let parts = Parts {
         link,
         config: config.clone(),
@@ -175,6 +251,7 @@ fn assemble(
         blobs,
         ordinals,
         alive,
+        horizons,
         health,
         dispatcher,
         recorder,
@@ -183,6 +260,8 @@ fn assemble(
         outbox,
         membership,
         control,
+        ledger,
+        orphans,
     };
     switchboard.do_send(Wire(parts.clone()));
     Ok((parts, switchboard))
@@ -215,6 +294,7 @@ impl Actor for Tidy {
                     set("claimed", counts.claimed);
                     set("held", counts.held);
                     set("dead", counts.dead);
+                    metrics::gauge!("pombo_in_doubt").set(counts.in_doubt as f64);
                 }
             });
         });
@@ -224,13 +304,25 @@ impl Actor for Tidy {
                 .before(this.parts.config.store.history)
                 .day();
             actix::spawn(async move {
-                match store.call(move |store| store.prune(before)).await {
-                    Ok(pruned) if pruned.parts == 0 && pruned.derived == 0 => {}
+                match prune(&store, before).await {
+                    Ok(pruned) if pruned == Pruned::default() => {}
                     Ok(pruned) => info!(?pruned, "history dropped"),
                     Err(error) => warn!(%error, "cannot prune"),
                 }
             });
         });
+    }
+}
+
+/// Step by step: each is a call of its own, and after each everybody who waits for the store has a turn.
+async fn prune(store: &StoreThread, before: u32) -> Result<Pruned, crate::store::Error> {
+    let mut pruned = Pruned::default();
+    loop {
+        pruned = pruned.and(store.call(move |store| store.prune(before)).await?);
+        if !pruned.more {
+            return Ok(pruned);
+        }
+        tokio::time::sleep(PRUNE_PAUSE).await;
     }
 }
 

@@ -11,11 +11,12 @@ use actix::{
 };
 use pombo_proto::{
     blob::Blobs,
-    control::{Control as Said, Question, SessionRow},
+    control::{Answer, Control as Said, Question, SessionRow, ValidationRow},
     frame::{Frame, Packet, Payload},
     ids::{Incarnation, Instance},
     link::{Audience, Event, Link},
     service::http::Health,
+    time::boot_time,
     verbs::{Flush, Hello, Role, VERSIONS, Verb},
 };
 use tracing::{debug, info, warn};
@@ -26,8 +27,11 @@ use crate::{
     control::{AnswerAs, Asked, Control},
     dispatcher::{BeginTerm, Dispatcher, EndTerm, LeaseEnded, Leases},
     gather::Gathered,
+    horizon::Horizons,
     job::{Ordinals, SessionKey},
+    ledger::{AuditAs, HeldBy, Ledger},
     membership::{Alive, Ended, Enter, Leave, Membership},
+    orphans::{Orphans, SweepAs},
     outbox::{ClaimAs, Outbox},
     reception::Reception,
     recorder::Recorder,
@@ -50,6 +54,8 @@ pub struct Parts {
     pub ordinals: Ordinals,
     /// Whether the membership holds.
     pub alive: Alive,
+    /// Until when agents are answered.
+    pub horizons: Horizons,
     /// Conditions behind `/readyz`.
     pub health: Health,
     /// Gives sessions their work.
@@ -66,6 +72,10 @@ pub struct Parts {
     pub membership: Addr<Membership>,
     /// Answers people.
     pub control: Addr<Control>,
+    /// Keeps account of the doors.
+    pub ledger: Addr<Ledger>,
+    /// Removes bodies that nothing refers to.
+    pub orphans: Addr<Orphans>,
 }
 
 /// The parts are there.
@@ -100,6 +110,14 @@ pub struct FlushSessions {
     pub upload: bool,
     /// Inbound.
     pub download: bool,
+}
+
+/// ValidateState on some sessions; what each returned.
+#[derive(Message)]
+#[rtype(result = "Vec<ValidationRow>")]
+pub struct ValidateSessions {
+    /// Of this transport; `None`: all.
+    pub transport: Option<String>,
 }
 
 /// No new sessions; log off all, and resolve when that is said.
@@ -188,9 +206,9 @@ impl Switchboard {
             }
             Event::Leases(leases) => parts.dispatcher.do_send(Leases(leases)),
             Event::LeaseEnded(class) => parts.dispatcher.do_send(LeaseEnded(class)),
-            Event::Returned(peer) => {
+            Event::Returned { peer, first } => {
                 if let Some(open) = self.sessions.get(&peer) {
-                    open.addr.do_send(session::End("its inbox is gone"));
+                    open.addr.do_send(session::InboxGone { unheard: first });
                 }
             }
             Event::Blocked(blocked) => {
@@ -240,6 +258,8 @@ impl Switchboard {
             parts.dispatcher.do_send(BeginTerm(incarnation));
             parts.outbox.do_send(ClaimAs(Some(incarnation)));
             parts.control.do_send(AnswerAs(Some(incarnation)));
+            parts.ledger.do_send(AuditAs(Some(incarnation)));
+            parts.orphans.do_send(SweepAs(Some(incarnation)));
             this.greet();
         });
         ctx.spawn(entered);
@@ -255,6 +275,8 @@ impl Switchboard {
         warn!(incarnation = %term, reason, "the link is down");
         parts.outbox.do_send(ClaimAs(None));
         parts.control.do_send(AnswerAs(None));
+        parts.ledger.do_send(AuditAs(None));
+        parts.orphans.do_send(SweepAs(None));
         for (_, open) in self.sessions.drain() {
             open.addr.do_send(session::End("the link is down"));
         }
@@ -306,6 +328,16 @@ impl Switchboard {
                 Payload::Hello(hello) => self.hello(hello, ctx),
                 Payload::Control(Said::Question(question)) => {
                     self.question(from, frame.correlation, question, frame.tail);
+                }
+                Payload::Control(Said::Answer(Ok(Answer::Held(held)))) => {
+                    if let Some(parts) = &self.parts {
+                        let correlation = frame.correlation;
+                        parts.ledger.do_send(HeldBy {
+                            from,
+                            correlation,
+                            held,
+                        });
+                    }
                 }
                 Payload::Control(Said::Answer(_)) | Payload::Verb(Verb::NoSession) => {}
                 Payload::Verb(_) => stray = true,
@@ -367,12 +399,14 @@ impl Switchboard {
             instance: hello.instance,
             transport: transport.clone(),
             host: hello.host.clone(),
+            counter: 0,
         };
         let store = parts.store.clone();
-        let listing = async move { store.call(move |store| store.list_instance(&listed)).await };
-        let opened = listing.into_actor(self).map(move |listed, this, ctx| {
+        let (written, sent_at) = (listed.clone(), boot_time());
+        let listing = async move { store.call(move |store| store.list_instance(&written)).await };
+        let opened = listing.into_actor(self).map(move |written, this, ctx| {
             this.listing.remove(&key);
-            if let Err(error) = listed {
+            if let Err(error) = written {
                 warn!(%error, transport, "cannot list an agent in the store: no session yet");
                 return;
             }
@@ -385,6 +419,7 @@ impl Switchboard {
                 instance: hello.instance,
                 transport: transport.clone(),
                 host: hello.host,
+                horizon: parts.horizons.open(listed, sent_at),
             };
             let (parts, switchboard) = (parts.clone(), ctx.address());
             let addr = Session::create(|session| {
@@ -444,18 +479,35 @@ impl Handler<ListSessions> for Switchboard {
     }
 }
 
+impl Switchboard {
+    /// The sessions of one transport, or all.
+    fn of<'a>(&'a self, transport: Option<&'a str>) -> impl Iterator<Item = &'a Open> {
+        let all = self.sessions.values();
+        all.filter(move |open| transport.is_none_or(|it| it == open.transport))
+    }
+}
+
+impl Handler<ValidateSessions> for Switchboard {
+    type Result = ResponseFuture<Vec<ValidationRow>>;
+
+    fn handle(&mut self, validate: ValidateSessions, _: &mut Self::Context) -> Self::Result {
+        let asked: Vec<_> = self
+            .of(validate.transport.as_deref())
+            .map(|open| open.addr.send(session::Validate))
+            .collect();
+        Box::pin(async move {
+            let rows = futures_util::future::join_all(asked).await;
+            rows.into_iter().filter_map(Result::ok).flatten().collect()
+        })
+    }
+}
+
 impl Handler<FlushSessions> for Switchboard {
     type Result = u64;
 
     fn handle(&mut self, flush: FlushSessions, _: &mut Self::Context) -> u64 {
         let mut count = 0;
-        let wanted = |open: &&Open| {
-            flush
-                .transport
-                .as_ref()
-                .is_none_or(|it| *it == open.transport)
-        };
-        for open in self.sessions.values().filter(wanted) {
+        for open in self.of(flush.transport.as_deref()) {
             count += 1;
             open.addr.do_send(session::FlushQueues(Flush {
                 upload: flush.upload,

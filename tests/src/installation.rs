@@ -23,6 +23,7 @@ mod messages;
 mod running;
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -30,7 +31,7 @@ use std::{
 };
 
 pub use self::running::Installation;
-use crate::{Broker, ports, tls::Certificate};
+use crate::{Broker, Postgres, broker::Role, ports, tls::Certificate};
 
 /// Builds an [`Installation`]. Without anything said: one spooler, no agents, the shared broker with a prefix of its own.
 #[derive(Clone, Debug)]
@@ -38,7 +39,18 @@ pub struct Builder {
     spoolers: usize,
     agents: Vec<Agent>,
     broker: Option<(Vec<String>, String)>,
+    store_lines: Option<String>,
+    /// Log in as the users of [`Role`]; otherwise as the addresses say.
+    roles: bool,
+    broker_lines: String,
+    /// By the service's name: its own addresses of the broker.
+    routes: BTreeMap<String, Vec<String>>,
+    directory_in: Option<PathBuf>,
     spooler_lines: String,
+    blobs: Option<String>,
+    more_of_blobs: String,
+    spooler_section: String,
+    transport_lines: Vec<(String, String)>,
     every_lines: String,
     order: Option<Vec<String>>,
     log_filter: String,
@@ -52,7 +64,16 @@ impl Default for Builder {
             spoolers: 1,
             agents: Vec::new(),
             broker: None,
+            store_lines: None,
+            roles: false,
+            broker_lines: String::new(),
+            routes: BTreeMap::new(),
+            directory_in: None,
             spooler_lines: String::new(),
+            blobs: None,
+            more_of_blobs: String::new(),
+            spooler_section: String::new(),
+            transport_lines: Vec::new(),
             every_lines: String::new(),
             order: None,
             log_filter: "info,pombo=debug,pombo_proto=debug,pombo_spooler=debug,pombo_agent=debug"
@@ -91,12 +112,81 @@ impl Builder {
     /// Any broker: the nodes of a cluster, or an address where there is none.
     pub fn broker_at(mut self, addresses: &[String], prefix: &str) -> Self {
         self.broker = Some((addresses.to_vec(), prefix.to_owned()));
+        self.roles = false;
+        self
+    }
+
+    /// The store is PostgreSQL, in a schema of its own.
+    pub fn postgres(self, server: &Postgres) -> Self {
+        let schema = server.fresh_schema();
+        self.postgres_schema(server, &schema)
+    }
+
+    /// The same, in this schema.
+    pub fn postgres_schema(mut self, server: &Postgres, schema: &str) -> Self {
+        self.store_lines = Some(format!(
+            "url = {}\npassword_file = {}\nschema = {}",
+            quoted(&server.url()),
+            quoted_path(&server.password_file()),
+            quoted(schema)
+        ));
+        self
+    }
+
+    /// A broker whose users are those of [`Role`], and whose topology is there already: each process logs in as the one of
+    /// its kind. So it is on the shared broker.
+    pub fn with_least_rights(self, addresses: &[String], prefix: &str) -> Self {
+        Self {
+            roles: true,
+            ..self.broker_at(addresses, prefix)
+        }
+    }
+
+    /// Other addresses of the broker for one service (`spooler-1`, or an agent's name): the network between the two.
+    pub fn route(mut self, service: &str, addresses: &[String]) -> Self {
+        self.routes.insert(service.to_owned(), addresses.to_vec());
+        self
+    }
+
+    /// More lines of every service's `[broker]`.
+    pub fn broker_lines(mut self, lines: &str) -> Self {
+        let _ = writeln!(self.broker_lines, "{lines}");
+        self
+    }
+
+    /// Keeps everything (store, bodies, logs) in a new directory in this one.
+    pub fn directory_in(mut self, parent: &Path) -> Self {
+        self.directory_in = Some(parent.to_owned());
         self
     }
 
     /// More lines of `spooler.toml`, with their section's headings.
     pub fn spooler_lines(mut self, lines: &str) -> Self {
         let _ = writeln!(self.spooler_lines, "{lines}");
+        self
+    }
+
+    /// Another `[blobs]` than a directory: the section's lines.
+    pub fn blobs(mut self, lines: &str) -> Self {
+        self.blobs = Some(lines.to_owned());
+        self
+    }
+
+    /// More lines of every service's `[blobs]`.
+    pub fn blobs_lines(mut self, lines: &str) -> Self {
+        let _ = writeln!(self.more_of_blobs, "{lines}");
+        self
+    }
+
+    /// One more line of the section `[spooler]`.
+    pub fn spooler_line(mut self, line: &str) -> Self {
+        let _ = writeln!(self.spooler_section, "{line}");
+        self
+    }
+
+    /// One more line of a transport's `[[transport]]` in `spooler.toml`.
+    pub fn transport_line(mut self, transport: &str, line: &str) -> Self {
+        self.transport_lines.push((transport.into(), line.into()));
         self
     }
 
@@ -136,7 +226,9 @@ impl Builder {
     pub async fn start_unready(mut self) -> anyhow::Result<Installation> {
         if self.broker.is_none() {
             let shared = Broker::shared().await;
-            self.broker = Some((vec![shared.url()], shared.fresh_prefix()));
+            let prefix = shared.fresh_prefix();
+            shared.provide(&prefix).await?;
+            self = self.with_least_rights(&[shared.address()], &prefix);
         }
         Installation::start(self)
     }
@@ -163,7 +255,11 @@ pub struct Agent {
     /// The transport it works for; several agents may share one.
     transport: String,
     kind: String,
+    /// Another program than the kind's.
+    program: Option<&'static str>,
     lines: String,
+    /// Of the section `[agent]`.
+    host_lines: String,
     listen: Option<SocketAddr>,
 }
 
@@ -174,7 +270,9 @@ impl Agent {
             name: name.into(),
             transport: name.into(),
             kind: kind.into(),
+            program: None,
             lines: String::new(),
+            host_lines: String::new(),
             listen: None,
         }
     }
@@ -223,6 +321,14 @@ impl Agent {
             .line(&format!("gates = \"{{state}}/drop/{name}\""))
     }
 
+    /// The same by a neighbouring release: it speaks version 1 of the protocol, and a version 2 that nobody else knows yet.
+    pub fn neighbour(name: &str) -> Self {
+        Self {
+            program: Some("pombo-neighbour-agent"),
+            ..Self::scripted(name)
+        }
+    }
+
     /// Of a scripted one: delivers what is put into its folder, see [`Installation::drop_folder`].
     pub fn delivers(self) -> Self {
         let line = format!("inbound = \"{{state}}/drop/{}\"", self.name);
@@ -239,6 +345,12 @@ impl Agent {
     /// installation's directory.
     pub fn line(mut self, line: &str) -> Self {
         let _ = writeln!(self.lines, "{line}");
+        self
+    }
+
+    /// One more line of its section `[agent]`.
+    pub fn host_line(mut self, line: &str) -> Self {
+        let _ = writeln!(self.host_lines, "{line}");
         self
     }
 
@@ -286,9 +398,10 @@ impl Agent {
 impl Agent {
     /// Which program hosts it.
     fn binary(&self) -> &'static str {
-        match self.kind.as_str() {
-            "scripted" => "pombo-scripted-agent",
-            _ => "pombo-agent",
+        match (self.program, self.kind.as_str()) {
+            (Some(program), _) => program,
+            (None, "scripted") => "pombo-scripted-agent",
+            (None, _) => "pombo-agent",
         }
     }
 }
@@ -312,20 +425,25 @@ impl State<'_> {
         self.dir.join("maildir")
     }
 
+    fn password(&self, role: Role) -> PathBuf {
+        self.dir.join(format!("{role}.password"))
+    }
+
     fn drop_folder(&self, agent: &str) -> PathBuf {
         self.dir.join("drop").join(agent)
     }
 }
 
 /// What every service's file begins with.
-fn common(builder: &Builder, state: &State<'_>, http: SocketAddr) -> String {
-    let (addresses, prefix) = builder.broker.clone().unwrap_or_default();
-    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+fn common(
+    builder: &Builder,
+    state: &State<'_>,
+    role: Role,
+    service: &str,
+    http: SocketAddr,
+) -> String {
     format!(
-        r#"[broker]
-addresses = {addresses}
-prefix = {prefix}
-
+        r#"{broker}
 [http]
 listen = {http}
 
@@ -334,33 +452,67 @@ format = "text"
 filter = {filter}
 
 [blobs]
-path = {blobs}
+{blobs}
+{more_of_blobs}
 "#,
-        addresses = list(&addresses),
-        prefix = quoted(&prefix),
+        broker = broker_toml(builder, state, role, service),
         http = quoted(&http.to_string()),
         filter = quoted(&builder.log_filter),
-        blobs = quoted_path(&state.blobs()),
+        more_of_blobs = builder.more_of_blobs,
+        blobs = builder
+            .blobs
+            .clone()
+            .unwrap_or_else(|| format!("path = {}", quoted_path(&state.blobs()))),
     )
+}
+
+/// `[broker]`.
+fn broker_toml(builder: &Builder, state: &State<'_>, role: Role, service: &str) -> String {
+    let (shared, prefix) = builder.broker.clone().unwrap_or_default();
+    let addresses = builder.routes.get(service).unwrap_or(&shared);
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    let mut text = format!(
+        "[broker]\naddresses = {}\nprefix = {}\n",
+        list(&addresses),
+        quoted(&prefix)
+    );
+    if builder.roles {
+        let _ = writeln!(
+            text,
+            "user = {}\npassword = {{ file = {} }}",
+            quoted(role.user()),
+            quoted_path(&state.password(role))
+        );
+    }
+    text.push_str(&builder.broker_lines);
+    text
 }
 
 /// `spooler.toml`.
 fn spooler_toml(builder: &Builder, state: &State<'_>, name: &str, http: SocketAddr) -> String {
-    let mut text = common(builder, state, http);
+    let mut text = common(builder, state, Role::Spooler, name, http);
     let _ = write!(
         text,
         r#"
 [store]
-path = {store}
+{store}
 
 [spooler]
 name = {name}
-"#,
-        store = quoted_path(&state.store()),
+{section}"#,
+        section = builder.spooler_section,
+        store = builder
+            .store_lines
+            .clone()
+            .unwrap_or_else(|| format!("path = {}", quoted_path(&state.store()))),
         name = quoted(name),
     );
     for transport in builder.order() {
         let _ = write!(text, "\n[[transport]]\nname = {}\n", quoted(&transport));
+        let lines = builder.transport_lines.iter();
+        for (_, line) in lines.filter(|(name, _)| *name == transport) {
+            let _ = writeln!(text, "{line}");
+        }
     }
     let _ = write!(text, "\n{}{}", builder.every_lines, builder.spooler_lines);
     text
@@ -368,11 +520,13 @@ name = {name}
 
 /// `agent.toml`.
 fn agent_toml(builder: &Builder, state: &State<'_>, agent: &Agent, http: SocketAddr) -> String {
-    let mut text = common(builder, state, http);
+    let mut text = common(builder, state, Role::Agent, &agent.name, http);
     let lines = agent.lines.replace("{state}", &state.dir.to_string_lossy());
     let _ = write!(
         text,
         r#"
+[agent]
+{host}
 [transport]
 name = {name}
 kind = {kind}
@@ -382,6 +536,7 @@ kind = {kind}
 {every}"#,
         name = quoted(&agent.transport),
         kind = quoted(&agent.kind),
+        host = agent.host_lines,
         section = agent.kind,
         every = builder.every_lines,
     );
@@ -390,12 +545,9 @@ kind = {kind}
 
 /// `pombo.toml`: what the command line needs.
 fn command_toml(builder: &Builder, state: &State<'_>) -> String {
-    let (addresses, prefix) = builder.broker.clone().unwrap_or_default();
-    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
     format!(
-        "[broker]\naddresses = {}\nprefix = {}\n\n[blobs]\npath = {}\n",
-        list(&addresses),
-        quoted(&prefix),
+        "{}\n[blobs]\npath = {}\n",
+        broker_toml(builder, state, Role::CommandLine, "pombo"),
         quoted_path(&state.blobs())
     )
 }

@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::process::CommandExt as _,
-    process::{Child, Command, ExitStatus},
+    process::{Child, ChildStdin, ChildStdout, Command, ExitStatus},
     time::Duration,
 };
 
@@ -39,6 +39,11 @@ impl Group {
     /// The leader's process id, which is the group's too.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its standard input and output, where both are pipes; once.
+    pub fn pipes(&mut self) -> Option<(ChildStdin, ChildStdout)> {
+        Some((self.child.stdin.take()?, self.child.stdout.take()?))
     }
 
     /// How it ended, if it has.

@@ -16,12 +16,22 @@ use std::{
 const SCRIPT: &str = r#"
 trap '' INT HUP TERM
 groups=
+servers=
 while IFS=' ' read -r what value; do
   case $what in
     group) groups="$groups $value" ;;
-    gone)  kept=; for g in $groups; do [ "$g" = "$value" ] || kept="$kept $g"; done; groups=$kept ;;
+    server) servers="$servers $value" ;;
+    gone)  kept=; for g in $groups; do [ "$g" = "$value" ] || kept="$kept $g"; done; groups=$kept
+           kept=; for g in $servers; do [ "$g" = "$value" ] || kept="$kept $g"; done; servers=$kept ;;
     dir)   set -- "$@" "$value" ;;
   esac
+done
+# Asked first: they have children in other groups, and memory of the system's to give back.
+for g in $servers; do kill -CONT "$g" 2>/dev/null; kill -QUIT "$g" 2>/dev/null; done
+for try in 1 2 3 4 5 6 7 8 9 10; do
+  left=; for g in $servers; do kill -0 "$g" 2>/dev/null && left=1; done
+  [ -n "$left" ] || break
+  sleep 0.2
 done
 for g in $groups; do kill -9 "-$g" 2>/dev/null; done
 for d; do
@@ -48,6 +58,12 @@ fn start() -> ChildStdin {
 /// From now on this process group dies with the test process.
 pub fn watch_group(pgid: u32) {
     tell("group", &pgid.to_string());
+}
+
+/// The same, of a leader that ends by itself, with all its children wherever they are, when it gets a SIGQUIT: it is asked
+/// that first. To be said after the group.
+pub fn watch_server(pid: u32) {
+    tell("server", &pid.to_string());
 }
 
 /// The group has ended; its number may belong to someone else soon.

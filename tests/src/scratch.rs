@@ -19,9 +19,14 @@ pub struct Scratch {
 impl Scratch {
     /// A new, empty directory whose name starts with `pombo-` and `name`.
     pub fn new(name: &str) -> anyhow::Result<Self> {
+        Self::new_in(&std::env::temp_dir(), name)
+    }
+
+    /// The same in another directory than the system's temporary one.
+    pub fn new_in(parent: &Path, name: &str) -> anyhow::Result<Self> {
         let mut dir = tempfile::Builder::new()
             .prefix(&format!("pombo-{name}-"))
-            .tempdir()
+            .tempdir_in(parent)
             .context("making a scratch directory")?;
         if std::env::var_os(KEEP).is_some() {
             dir.disable_cleanup(true);

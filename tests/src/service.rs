@@ -117,6 +117,16 @@ impl Service {
         Ok(())
     }
 
+    /// Starts it again after it has ended, with something else in its configuration file.
+    pub fn start_changed(&mut self, instead_of: &str, text: &str) -> anyhow::Result<()> {
+        let before = std::fs::read_to_string(&self.config)?;
+        if !before.contains(instead_of) {
+            bail!("{instead_of} is not in the file of {}", self.name);
+        }
+        std::fs::write(&self.config, before.replace(instead_of, text))?;
+        self.start_again()
+    }
+
     /// Whether the process is there.
     pub fn is_running(&mut self) -> bool {
         self.group.ended().is_none()

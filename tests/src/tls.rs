@@ -6,6 +6,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
 use tokio_rustls::{
     TlsAcceptor, TlsConnector,
     rustls::{
@@ -87,6 +91,63 @@ impl Certificate {
             .with_root_certificates(roots)
             .with_no_client_auth();
         Ok(TlsConnector::from(Arc::new(config)))
+    }
+}
+
+/// An authority of one's own, and what it certifies.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    dir: PathBuf,
+}
+
+impl Authority {
+    /// Keeps its files in `dir`.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn new(dir: &Path) -> anyhow::Result<Self> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "an authority of the tests");
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        std::fs::create_dir_all(dir)?;
+        std::fs::write(dir.join("ca.crt"), issuer.pem())?;
+        Ok(Self {
+            issuer,
+            dir: dir.to_owned(),
+        })
+    }
+
+    /// The file of its own certificate.
+    pub fn file(&self) -> PathBuf {
+        self.dir.join("ca.crt")
+    }
+
+    /// Certifies somebody of this common name, a server of these names if there are any; the files of certificate and key.
+    ///
+    /// # Errors
+    /// A name that cannot stand in a certificate, or the directory cannot be written.
+    pub fn certify(&self, common_name: &str, names: &[&str]) -> anyhow::Result<(PathBuf, PathBuf)> {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let usage = if names.is_empty() {
+            ExtendedKeyUsagePurpose::ClientAuth
+        } else {
+            ExtendedKeyUsagePurpose::ServerAuth
+        };
+        let mut params = CertificateParams::new(names)?;
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, common_name);
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let file = |kind: &str| self.dir.join(format!("{common_name}.{kind}"));
+        std::fs::write(file("crt"), certificate.pem())?;
+        std::fs::write(file("key"), key.serialize_pem())?;
+        Ok((file("crt"), file("key")))
     }
 }
 

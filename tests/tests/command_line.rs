@@ -240,6 +240,15 @@ async fn wrong_use_refusals_and_absence_have_their_exit_codes() -> anyhow::Resul
     ] {
         run(&args).await.exits(78);
     }
+    // 64: a password where everybody sees it; and it is not said again.
+    let seen = "amqp://guest:s3cret@127.0.0.1/%2f";
+    for args in [["--broker", seen, "queue"], ["queue", "--broker", seen]] {
+        let output = run(&args).await;
+        assert!(!output.stderr.contains("s3cret"), "{output:?}");
+        output.exits(64);
+    }
+    let joined = format!("--broker={seen}");
+    run(&[&joined, "queue"]).await.exits(64);
     // 69: no broker; a broker without a spooler.
     let broker = format!("amqp://{}/%2f", nobody());
     let output = run(&["--broker", &broker, "--patience", "2s", "queue"]).await;
@@ -248,7 +257,7 @@ async fn wrong_use_refusals_and_absence_have_their_exit_codes() -> anyhow::Resul
     let shared = Broker::shared().await;
     let output = run(&[
         "--broker",
-        &shared.url(),
+        &shared.address(),
         "--prefix",
         &shared.fresh_prefix(),
         "--patience",

@@ -49,7 +49,48 @@ const fn case(replace: &'static str, with: &'static str, said: &'static [&'stati
     }
 }
 
-const SPOOLER_CASES: [Case; 11] = [
+const SPOOLER_CASES: [Case; 19] = [
+    // One store, and only what belongs to it.
+    case(
+        "path = \"{dir}/store.sqlite\"",
+        "history = \"1day\"",
+        &[":4:", "store", "path", "url"],
+    ),
+    case(
+        "[store]",
+        "[store]\nurl = \"postgres://pombo@db.example/pombo\"",
+        &[":5:", "store.url", "path"],
+    ),
+    case(
+        "[store]",
+        "[store]\nschema = \"x\"",
+        &[":5:", "store.schema"],
+    ),
+    case(
+        "path = \"{dir}/store.sqlite\"",
+        "url = \"postgres://pombo:open-sesame@db.example/pombo\"",
+        &[":5:", "store.url", "password_file"],
+    ),
+    case(
+        "path = \"{dir}/store.sqlite\"",
+        "url = \"postgres://pombo@db.example/pombo?sslmode=disable\"",
+        &[":5:", "store.url", "parameters"],
+    ),
+    case(
+        "path = \"{dir}/store.sqlite\"",
+        "url = \"postgres://pombo@db.example/pombo\"\npassword_file = \"{dir}/none\"",
+        &[":6:", "store.password_file", "none"],
+    ),
+    case(
+        "path = \"{dir}/store.sqlite\"",
+        "url = \"postgres://pombo@db.example/pombo\"\nca_file = \"{dir}/none\"",
+        &[":6:", "store.ca_file", "none"],
+    ),
+    case(
+        "path = \"{dir}/store.sqlite\"",
+        "url = \"postgres://pombo@db.example/pombo\"\nschema = \"Mine\"",
+        &[":6:", "store.schema", "lower-case"],
+    ),
     // Unknown keys and sections.
     case("[store]", "[store]\npaht = \"x\"", &[":5:", "paht"]),
     case("[store]", "[stores]\n[store]", &[":4:", "stores"]),
@@ -170,8 +211,8 @@ async fn accepted_by_all(program: &str, file: &Path) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_a_file_stops_the_start_with_file_line_and_key() -> anyhow::Result<()> {
     for (program, good, cases) in [
-        ("pombo-spooler", SPOOLER, SPOOLER_CASES),
-        ("pombo-agent", AGENT, AGENT_CASES),
+        ("pombo-spooler", SPOOLER, &SPOOLER_CASES[..]),
+        ("pombo-agent", AGENT, &AGENT_CASES[..]),
     ] {
         let scratch = Scratch::new("config")?;
         accepted_by_all(program, &at(&scratch, "good.toml", good)?).await?;

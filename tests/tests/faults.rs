@@ -3,7 +3,7 @@
 
 mod relay;
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, path::Path, time::Duration};
 
 use pombo_tests::{
     Broker, Installation, Sink,
@@ -12,7 +12,7 @@ use pombo_tests::{
     installation::Agent,
     load::{Python, Sent},
     mail::{self, Mail},
-    service::Service,
+    service::{Service, binary},
     sink::{Gate, Stage, at},
 };
 use serde_json::Value;
@@ -117,6 +117,31 @@ async fn stops(service: &mut Service) -> anyhow::Result<()> {
     assert_eq!(code, 0, "exit code of {}", service.name());
     service.start_again()?;
     service.ready(LONG).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_listeners_word_goes_on_when_that_is_heard() -> anyhow::Result<()> {
+    let world = Sink::start().await?;
+    let mut pombo = started(relay(&world)).await?;
+    let code = pombo.agent("door").terminate_and_wait(LONG).await?;
+    assert_eq!(code, 0);
+    // A spooler that has never heard whom the door takes: nobody, for it only brings mail in.
+    stops(pombo.spooler(0)).await?;
+    let id = pombo.submit(&[], &["bob@example.net"], &Mail::new()).await;
+    let said = eventually(SOON, "it waits for the door's word", || async {
+        let why = why(&pombo, &id).await;
+        match why["waiting_for"].as_str() {
+            Some(said) if said.contains("whom it takes") => Ok(said.to_owned()),
+            _ => Err(why),
+        }
+    })
+    .await;
+    assert!(said.starts_with("door"), "{said}");
+    pombo.agent("door").start_again()?;
+    pombo.in_state(&id, "finished", SOON).await;
+    assert_eq!(world.look(|seen| seen.distinct_deliveries()), 1);
+    pombo.stops_cleanly(LONG).await;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -519,5 +544,35 @@ async fn a_locked_store_acks_nothing_says_so_and_work_resumes() -> anyhow::Resul
     world.mail_for("eve@example.net", LONG).await;
     nothing_is_left(&pombo, LONG).await;
     world.look(|seen| assert!(seen.duplicates().is_empty(), "{:?}", seen.duplicates()));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_written_stops_nobody() -> anyhow::Result<()> {
+    let world = Sink::start().await?;
+    let mut pombo = started(relay(&world)).await?;
+    let mut deaf = Vec::new();
+    for name in ["spooler-1", "door", "out"] {
+        let (service, program) = match name {
+            "spooler-1" => (pombo.spooler(0), "pombo-spooler"),
+            agent => (pombo.agent(agent), "pombo-agent"),
+        };
+        service.kill9();
+        let (config, http) = (service.config().to_owned(), service.http());
+        // Every write to it fails for want of space.
+        let log = Path::new("/dev/full");
+        deaf.push(Service::start(name, &binary(program), &config, http, log)?);
+    }
+    for service in &mut deaf {
+        service.ready(LONG).await?;
+    }
+    relay::takes_mail(&pombo).await;
+    let mail = Mail::new();
+    let to = ["bob@example.net"];
+    client::send(pombo.door(), "alice@example.org", &to, &mail.bytes()).await?;
+    world.mail_for("bob@example.net", LONG).await;
+    for service in &mut deaf {
+        assert!(service.is_running(), "{}", service.name());
+    }
     Ok(())
 }

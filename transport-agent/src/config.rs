@@ -58,6 +58,9 @@ pub struct AgentSection {
     /// Larger messages are not received; trace fields of our own do not count.
     #[serde(deserialize_with = "size::deserialize")]
     pub message_max: u64,
+    /// What large bodies that are being sent may occupy in memory, together; further ones wait. One that is larger goes alone.
+    #[serde(deserialize_with = "size::deserialize")]
+    pub bodies_max: u64,
     /// How long a received message may wait for the broker's confirm.
     #[serde(deserialize_with = "duration::deserialize")]
     pub confirm_patience: Duration,
@@ -76,6 +79,7 @@ impl Default for AgentSection {
             drain_limit: Duration::from_secs(30),
             right_to_send: true,
             message_max: BODY_BYTES_MAX,
+            bodies_max: 512 * 1024 * 1024,
             confirm_patience: Duration::from_secs(30),
             notify_interval: Duration::from_millis(10),
             sessions_max: 64,
@@ -172,11 +176,8 @@ impl Config {
         if !(1..=1_000).contains(&self.agent.sessions_max) {
             return Err(self.bad("agent.sessions_max", "1 to 1000"));
         }
-        if self.blobs.inline_max > 1024 * 1024 {
-            return Err(self.bad("blobs.inline_max", "at most 1MiB"));
-        }
-        if self.blobs.path.as_os_str().is_empty() {
-            return Err(self.bad("blobs.path", "there is none"));
+        if let Err(bad) = self.blobs.place() {
+            return Err(self.bad(bad.key, &bad));
         }
         Ok(())
     }
@@ -254,10 +255,42 @@ mod tests {
         let all: Vec<_> = text.lines().map(uncomment).collect();
         let config = parse(&all.join("\n")).unwrap();
         assert!(config.broker.user.is_some() && config.agent.host.is_some());
+        // With a bucket instead of the directory.
+        let bucket = |line: &str| match line.strip_prefix("# ") {
+            Some(rest)
+                if rest
+                    .split_once(" = ")
+                    .is_some_and(|(key, _)| is_of_bucket(key)) =>
+            {
+                let secret = rest.replace("file = \"/etc/pombo/s3-key\"", "env = \"PATH\"");
+                secret.replace("file = \"/etc/pombo/s3-secret\"", "env = \"PATH\"")
+            }
+            _ if line.starts_with("path = \"/var/lib/pombo/blobs\"") => String::new(),
+            _ => line.to_owned(),
+        };
+        let all: Vec<_> = text.lines().map(bucket).collect();
+        let config = parse(&all.join("\n")).unwrap();
+        assert!(config.blobs.url.is_some() && config.blobs.access_key_id.is_some());
+        assert!(config.blobs.endpoint.is_some() && config.blobs.region.is_some());
+    }
+
+    /// Keys that stand for a bucket, where the sample has a directory.
+    fn is_of_bucket(key: &str) -> bool {
+        [
+            "url",
+            "endpoint",
+            "allow_http",
+            "region",
+            "access_key_id",
+            "secret_access_key",
+        ]
+        .contains(&key)
     }
 
     fn is_key(text: &str) -> bool {
         // The password's file is not there.
-        text != "password" && text.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+        text != "password"
+            && !is_of_bucket(text)
+            && text.chars().all(|c| c.is_ascii_lowercase() || c == '_')
     }
 }

@@ -89,7 +89,8 @@ pub trait Transport: Send + Sync + 'static {
     /// Idle: there is nothing else to do. Called only if `logon` returned [`LogonReply::idle`], at no promised interval.
     async fn idle(&self) {}
 
-    /// FlushQueues: as fast as you can. Return at once, then work; the agent keeps the flush bits of the status row.
+    /// FlushQueues: as fast as you can. The agent has set the flush bits of the status row before this is called, nobody waits for
+    /// it to return, and the bits stand until it does.
     async fn flush_queues(&self, _flush: Flush) {}
 
     /// ValidateState: is the external system healthy? With `config_changed`, read the configuration again first.
@@ -99,6 +100,11 @@ pub trait Transport: Send + Sync + 'static {
 
     /// TransportLogoff of the last session and Shutdown: release everything. What is under way has completed before.
     async fn shutdown(&self) {}
+
+    /// How long [`Self::shutdown`] may take if it is not hung; then the process ends without it. Default 10 s.
+    fn shutdown_max(&self) -> Duration {
+        Duration::from_secs(10)
+    }
 }
 
 /// BEGIN or END of a direction.
@@ -247,8 +253,14 @@ impl Submission {
         self.inner.cancelled().await;
     }
 
-    /// Asked right before the point of no return: may the message be finished now? On no, abandon it without trace
+    /// Asked right before each point of no return: may the message be finished now? On no, abandon it without trace
     /// (for SMTP: without the final dot) and name the recipients as deferred.
+    ///
+    /// No means: it was cancelled, or no spooler has answered this agent for so long that others may be sending the message.
+    /// Where the configuration says that doubt about this transport is held for a person, this asks the spooler that submitted
+    /// it, which notes in the store that it may have been sent from now on, and it takes that long: a round trip and
+    /// a commit, some milliseconds, ten seconds at most. So ask when everything else is done, and go on at once: a yes
+    /// is good for ten seconds from the asking.
     pub async fn may_finish(&self) -> bool {
         self.inner.may_finish().await
     }
@@ -396,9 +408,13 @@ pub enum Identity {
     Issued,
     /// The source has an identity: the same bytes here give the same id, and the second copy vanishes.
     Derived(Vec<u8>),
+    /// Saving it ended [`SaveError::Unclear`] before, with this id, and its source brings it again: the id's second copy
+    /// vanishes, whichever of them that will be. The content must be the same to the byte, for a body by reference is kept
+    /// once for all copies.
+    Again(MessageId),
 }
 
-/// Why SaveChanges failed. Nothing was accepted in any of these, unless the text says that it is unknown.
+/// Why SaveChanges failed. Nothing was accepted in any of these but [`Unclear`](Self::Unclear).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SaveError {
     /// The spooler has stopped this delivery, or the session is gone: try again later.
@@ -407,6 +423,15 @@ pub enum SaveError {
     /// The broker cannot confirm now: try again later.
     #[error("the broker does not confirm: {0}")]
     Unconfirmed(String),
+    /// It was published and the broker has not confirmed it: it may be in the spool, or come to be there later. Who brings
+    /// it again as [`Identity::Again`] makes no second one.
+    #[error("it is unknown whether the message was accepted: {why}")]
+    Unclear {
+        /// The id that it has, if it was accepted.
+        id: MessageId,
+        /// What was seen.
+        why: String,
+    },
     /// The blob store does not take it: try again later.
     #[error("the blob store does not take it: {0}")]
     Blob(String),

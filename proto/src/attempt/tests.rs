@@ -70,6 +70,22 @@ fn an_unknown_answer_is_a_promise() {
 }
 
 #[test]
+fn only_who_submitted_it_is_asked_at_the_dot_and_nobody_once_it_was_adopted() {
+    let (mut attempts, session) = with_session(10);
+    let fence = Fence(2);
+    attempts.handle_submit(session, &submit(1, 2)).unwrap();
+    assert_eq!(attempts.owner(id(1)), Some(Owner { session, fence }));
+    assert_eq!(attempts.owner(id(2)), None);
+    attempts.handle_adopt(&[tenancy(1, 2)]);
+    assert_eq!(attempts.owner(id(1)), Some(Owner { session, fence }));
+    attempts.handle_adopt(&[tenancy(1, 3)]);
+    assert_eq!(attempts.owner(id(1)), None);
+    attempts.handle_submit(session, &submit(2, 1)).unwrap();
+    attempts.handle_returned(id(2), SubmitResult::Busy);
+    assert_eq!(attempts.owner(id(2)), None);
+}
+
+#[test]
 fn a_promise_lasts_as_long_as_a_session_that_was_open_then() {
     let (mut attempts, first) = with_session(10);
     let second = attempts.open_session();

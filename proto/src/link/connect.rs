@@ -12,14 +12,18 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{AsyncRead, AsyncWrite};
 use lapin::{
     AsyncTcpStream, Connection, ConnectionProperties,
-    tcp::OwnedTLSConfig,
-    uri::{AMQPScheme, AMQPUri},
+    tcp::RustlsConnector,
+    uri::{AMQPScheme, AMQPUri, SASLMechanism},
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use super::error::{Error, within};
+use super::{
+    Tls,
+    error::{Error, within},
+};
 
 /// Name look-up, TCP and TLS. A host that swallows packets would take the kernel two minutes.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -82,13 +86,21 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) async fn open(address: &Address, name: String) -> Result<Self, Error> {
+    pub(super) async fn open(address: &Address, tls: &Tls, name: String) -> Result<Self, Error> {
+        let security = match address.uri.scheme {
+            AMQPScheme::AMQP => None,
+            AMQPScheme::AMQPS => Some(Security::load(tls).await?),
+        };
+        let mut uri = address.uri.clone();
+        if tls.external {
+            uri.query.auth_mechanism = Some(SASLMechanism::External);
+        }
         let socket = Cut::default();
         let held = Held(socket.0.clone());
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let runtime = lapin::runtime::default_runtime()?;
         let opening = Connection::connector(
-            address.uri.clone(),
+            uri,
             runtime,
             async move |uri: AMQPUri, runtime| {
                 let host = uri.authority.host;
@@ -98,17 +110,10 @@ impl Wire {
                     if let AsyncTcpStream::Plain(tcp) = &stream {
                         held.hold(tcp.get_ref())?;
                     }
-                    match uri.scheme {
-                        AMQPScheme::AMQP => Ok(stream),
-                        AMQPScheme::AMQPS => {
-                            let config = OwnedTLSConfig::default();
-                            let stream = stream.into_tls(&host, config.as_ref()).await?;
-                            // Built without a TLS feature, the library would go on in plain text.
-                            if matches!(stream, AsyncTcpStream::Plain(_)) {
-                                return Err(io::Error::other("this build has no TLS"));
-                            }
-                            Ok(stream)
-                        }
+                    // The library's own way would go on in plain text if it were built without TLS; this one cannot.
+                    match &security {
+                        None => Ok(stream),
+                        Some(security) => security.secure(stream, &host).await,
                     }
                 };
                 let connected = tokio::time::timeout(CONNECT_MAX, connecting).await;
@@ -137,6 +142,36 @@ impl Wire {
             let close = self.connection.close(200, "OK".into());
             let _ = tokio::time::timeout(CLOSE_MAX, close).await;
         }
+    }
+}
+
+/// TLS, with its files read.
+struct Security {
+    connector: RustlsConnector,
+    server_name: Option<String>,
+}
+
+impl Security {
+    async fn load(tls: &Tls) -> Result<Self, Error> {
+        let files = tls.clone();
+        let config = tokio::task::spawn_blocking(move || files.config()).await;
+        let config = config.map_err(|error| lapin::Error::from(io::Error::other(error)))??;
+        Ok(Self {
+            connector: RustlsConnector::from(config),
+            server_name: tls.server_name.clone(),
+        })
+    }
+
+    async fn secure<S>(
+        &self,
+        stream: AsyncTcpStream<S>,
+        host: &str,
+    ) -> io::Result<AsyncTcpStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let name = self.server_name.as_deref().unwrap_or(host);
+        stream.into_rustls(&self.connector, name).await
     }
 }
 
@@ -217,7 +252,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let address = parse(&format!("amqps://ann:s3cret@127.0.0.1:{port}")).unwrap();
-        let opening = Wire::open(&address, "test".to_owned());
+        let tls = Tls::default();
+        let opening = Wire::open(&address, &tls, "test".to_owned());
         let heard = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut first = [0];
@@ -234,7 +270,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let address = parse(&format!("amqp://127.0.0.1:{port}")).unwrap();
-        let opening = Box::pin(Wire::open(&address, "test".to_owned()));
+        let tls = Tls::default();
+        let opening = Box::pin(Wire::open(&address, &tls, "test".to_owned()));
         let greeted = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut header = [0; 8];

@@ -4,55 +4,105 @@
 //! one, is none in 3.10 and 20 in 4.0, and a crash of ours charges every message that we had prefetched.
 
 use lapin::{
-    Channel, ExchangeKind,
+    Channel, Connection, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 
+use tracing::debug;
+
 use super::{Audience, error::Error};
 use crate::{
     ids::Incarnation,
-    message::Priority,
-    topology::{SpoolClass, Topology},
+    topology::{Argument, Durable, Kind, Topology},
 };
-
-/// Attempts are counted by the fence; the broker's own count must never decide. -1 means "none at all" in 3.10.
-const DELIVERY_LIMIT: i32 = 1_000_000;
 
 /// A string as AMQP's short string.
 pub(super) fn name(text: String) -> Result<ShortString, Error> {
     ShortString::try_new(text.as_str()).map_err(|_| Error::Name(text))
 }
 
-/// Everything that outlives us.
-pub(super) async fn topology(channel: &Channel, names: &Topology) -> Result<(), Error> {
-    let unrouted = name(names.unrouted_exchange())?;
-    let dead = name(names.dead_exchange())?;
-    let spool = name(names.spool_exchange())?;
-    let none = FieldTable::default;
-    exchange(channel, &dead, ExchangeKind::Fanout, none()).await?;
-    exchange(channel, &unrouted, ExchangeKind::Fanout, none()).await?;
-    // The broker confirms what it cannot route; so there is nothing it cannot route.
-    let alternate = table([("alternate-exchange", text(unrouted.as_str()))]);
-    exchange(channel, &spool, ExchangeKind::Direct, alternate).await?;
-    let session = name(names.session_exchange())?;
-    exchange(channel, &session, ExchangeKind::Direct, none()).await?;
-    for fanout in [names.spoolers_exchange(), names.agents_exchange()] {
-        exchange(channel, &name(fanout)?, ExchangeKind::Fanout, none()).await?;
+/// Everything that outlives us. Spoolers declare it, so that what somebody deleted comes back and what differs is noticed;
+/// if they may not, it is enough that it is there. For all others it is enough that it is there; if it is not, they declare it.
+pub(super) async fn topology(
+    connection: &Connection,
+    names: &Topology,
+    audience: Audience,
+) -> Result<(), Error> {
+    let shared = names.shared();
+    let declares = audience == Audience::Spoolers;
+    let error = match attempt(connection, &shared, declares).await {
+        Err(error) if declares && error.is_forbidden() => error,
+        Err(error) if !declares && error.is_not_found() => error,
+        settled => return settled,
+    };
+    debug!(%error, declares, "topology: trying the other way");
+    match attempt(connection, &shared, !declares).await {
+        Err(error) if error.is_forbidden() || error.is_not_found() => {
+            Err(Error::Missing(names.spool_exchange()))
+        }
+        settled => settled,
     }
+}
 
-    let dead_queue = name(names.dead_queue())?;
-    queue(channel, &dead_queue, quorum([])).await?;
-    bind(channel, &dead_queue, &dead, ShortString::default()).await?;
-    let mortal = || quorum([("x-dead-letter-exchange", text(dead.as_str()))]);
-    for priority in Priority::ALL {
-        let queue_name = name(names.spool_queue(SpoolClass::Priority(priority)))?;
-        queue(channel, &queue_name, mortal()).await?;
-        bind(channel, &queue_name, &spool, priority.name().into()).await?;
+/// On a channel of its own: the first refusal closes it.
+async fn attempt(connection: &Connection, shared: &[Durable], declares: bool) -> Result<(), Error> {
+    let channel = connection.create_channel().await?;
+    for one in shared {
+        durable(&channel, one, !declares).await?;
     }
-    let unrouted_queue = name(names.spool_queue(SpoolClass::Unrouted))?;
-    queue(channel, &unrouted_queue, mortal()).await?;
-    bind(channel, &unrouted_queue, &unrouted, ShortString::default()).await
+    // The refusals of others do not matter any more.
+    let _ = channel.close(200, "OK".into()).await;
+    Ok(())
+}
+
+/// Declares one thing, or with `passive` asks only whether it is there. The broker cannot be asked about a binding.
+async fn durable(channel: &Channel, one: &Durable, passive: bool) -> Result<(), Error> {
+    match one {
+        Durable::Exchange {
+            name: called,
+            kind,
+            alternate,
+        } => {
+            let options = ExchangeDeclareOptions {
+                durable: true,
+                passive,
+                ..ExchangeDeclareOptions::default()
+            };
+            let kind = match kind {
+                Kind::Direct => ExchangeKind::Direct,
+                Kind::Fanout => ExchangeKind::Fanout,
+            };
+            let mut arguments = FieldTable::default();
+            if let Some(alternate) = alternate {
+                arguments.insert("alternate-exchange".into(), text(alternate));
+            }
+            let exchange = name(called.clone())?;
+            let declared = channel.exchange_declare(exchange, kind, options, arguments);
+            let declared = declared.await;
+            declared.map_err(|error| Error::while_declaring(called, error))
+        }
+        Durable::Queue {
+            name: called,
+            arguments,
+        } => {
+            let options = QueueDeclareOptions {
+                durable: true,
+                passive,
+                ..QueueDeclareOptions::default()
+            };
+            declare(channel, &name(called.clone())?, options, table(arguments)).await
+        }
+        Durable::Binding { .. } if passive => Ok(()),
+        Durable::Binding {
+            queue,
+            exchange,
+            key,
+        } => {
+            let (queue, exchange) = (name(queue.clone())?, name(exchange.clone())?);
+            bind(channel, &queue, &exchange, name(key.clone())?).await
+        }
+    }
 }
 
 /// The queue that lives as long as the connection that declares it.
@@ -87,59 +137,32 @@ pub(super) fn fanout(names: &Topology, audience: Audience) -> Option<String> {
 }
 
 /// The queue whose one active consumer polls; see [`super::poll`] for its token.
-pub(super) async fn poll_queue(channel: &Channel, poll: &ShortString) -> Result<(), Error> {
-    let arguments = quorum([
-        ("x-single-active-consumer", AMQPValue::Boolean(true)),
-        ("x-max-length", AMQPValue::LongInt(1)),
-        ("x-overflow", text("reject-publish")),
-    ]);
-    queue(channel, poll, arguments).await
+pub(super) async fn polled(
+    channel: &Channel,
+    names: &Topology,
+    transport: &str,
+) -> Result<(), Error> {
+    for one in names.polled(transport) {
+        durable(channel, &one, false).await?;
+    }
+    Ok(())
 }
 
-fn quorum<const N: usize>(more: [(&'static str, AMQPValue); N]) -> FieldTable {
-    let mut arguments = table(more);
-    arguments.insert("x-queue-type".into(), text("quorum"));
-    arguments.insert(
-        "x-delivery-limit".into(),
-        AMQPValue::LongInt(DELIVERY_LIMIT),
-    );
-    arguments
-}
-
-fn table<const N: usize>(entries: [(&'static str, AMQPValue); N]) -> FieldTable {
+fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
     let mut table = FieldTable::default();
-    for (key, value) in entries {
-        table.insert(key.into(), value);
+    for (key, value) in arguments {
+        let value = match value {
+            Argument::Text(value) => text(value),
+            Argument::Number(value) => AMQPValue::LongInt(*value),
+            Argument::Flag(value) => AMQPValue::Boolean(*value),
+        };
+        table.insert((*key).into(), value);
     }
     table
 }
 
 fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
-}
-
-async fn exchange(
-    channel: &Channel,
-    exchange: &ShortString,
-    kind: ExchangeKind,
-    arguments: FieldTable,
-) -> Result<(), Error> {
-    let options = ExchangeDeclareOptions {
-        durable: true,
-        ..ExchangeDeclareOptions::default()
-    };
-    channel
-        .exchange_declare(exchange.clone(), kind, options, arguments)
-        .await
-        .map_err(|error| Error::while_declaring(exchange.as_str(), error))
-}
-
-async fn queue(channel: &Channel, queue: &ShortString, arguments: FieldTable) -> Result<(), Error> {
-    let options = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    declare(channel, queue, options, arguments).await
 }
 
 async fn declare(

@@ -19,6 +19,12 @@ pub(super) enum Error {
     Timeout { what: &'static str, limit: Duration },
     #[error("the broker ended {0}")]
     Ended(&'static str),
+    #[error("TLS to the broker: {0}")]
+    Tls(#[from] super::TlsError),
+    #[error(
+        "{0} does not exist, and this user may not declare it: import the definitions of the topology"
+    )]
+    Missing(String),
     #[error(transparent)]
     Amqp(#[from] lapin::Error),
 }
@@ -42,6 +48,25 @@ impl Error {
             },
             _ => Self::Amqp(error),
         }
+    }
+}
+
+impl Error {
+    /// The broker says that something does not exist.
+    pub(super) fn is_not_found(&self) -> bool {
+        self.is_soft(AMQPSoftError::NOTFOUND)
+    }
+
+    /// The broker says that we may not do this.
+    pub(super) fn is_forbidden(&self) -> bool {
+        self.is_soft(AMQPSoftError::ACCESSREFUSED)
+    }
+
+    fn is_soft(&self, kind: AMQPSoftError) -> bool {
+        let Self::Amqp(error) = self else {
+            return false;
+        };
+        answer(error).is_some_and(|answer| *answer.kind() == AMQPErrorKind::Soft(kind))
     }
 }
 

@@ -17,7 +17,10 @@ use lapin::{
     options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, MissedTickBehavior},
+};
 use tracing::{debug, warn};
 
 use super::{
@@ -29,7 +32,13 @@ use super::{
     publish::{MARKED, Publisher},
     run::Tell,
 };
-use crate::{frame::decode_message, ids::Incarnation, tenure::LeaseTag, topology::SpoolClass};
+use crate::{
+    frame::decode_message,
+    ids::Incarnation,
+    tenure::LeaseTag,
+    topology::SpoolClass,
+    trace::{TRACEPARENT, TraceParent},
+};
 
 /// What a quorum queue allows.
 const PREFETCH_MAX: u16 = 2_000;
@@ -37,6 +46,12 @@ const PREFETCH_MAX: u16 = 2_000;
 const BATCH: usize = 256;
 /// For a change of consumers.
 const CHANGE_MAX: Duration = Duration::from_secs(20);
+/// Acks gather for so long: each costs the broker a wake and an entry in the queue's log.
+const ACKS_GATHER: Duration = Duration::from_millis(5);
+/// After some were told, more gather for so long: lapin hands over one by one, and would wake two threads for each.
+const LEASES_GATHER: Duration = Duration::from_millis(1);
+/// How often a gap between acks is looked at.
+const GAP_LOOK: Duration = Duration::from_millis(20);
 /// A channel without a consumer ends without a word; leases on it are then lost.
 const CHECK: Duration = Duration::from_secs(1);
 
@@ -72,6 +87,9 @@ pub(super) async fn run(
     } = class;
     let mut spool = Spool::new(context, class, queue);
     let mut check = tokio::time::interval(CHECK);
+    let mut look = tokio::time::interval(GAP_LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut gathering, mut resting) = (None, None);
     // A wish from before this incarnation counts.
     prefetch.mark_changed();
     loop {
@@ -81,18 +99,40 @@ pub(super) async fn run(
                 let change = spool.change(wanted);
                 within("changing a consumer", CHANGE_MAX, change).await.map_err(|e| e.to_string())
             }
-            batch = next(&mut spool.consumer), if !acks.is_closed() => spool.delivered(batch),
-            tags = acks.recv() => match tags {
-                Some(mut tags) => {
-                    while let Ok(more) = acks.try_recv() {
-                        tags.extend(more);
-                    }
-                    spool.ack(tags)
+            batch = next(&mut spool.consumer), if resting.is_none() && !acks.is_closed() => {
+                resting = Some(Instant::now() + LEASES_GATHER);
+                spool.delivered(batch)
+            }
+            () = until(resting), if resting.is_some() => {
+                resting = None;
+                Ok(())
+            }
+            tags = acks.recv(), if gathering.is_none() => match tags {
+                Some(tags) => {
+                    spool.book.settle(tags);
+                    gathering = Some(Instant::now() + ACKS_GATHER);
+                    Ok(())
                 }
                 None => return spool.finish().await,
             },
+            () = until(gathering), if gathering.is_some() => {
+                gathering = None;
+                while let Ok(more) = acks.try_recv() {
+                    spool.book.settle(more);
+                }
+                let ack = spool.book.below_the_gap();
+                spool.write(ack)
+            }
+            _ = look.tick(), if spool.book.has_gap() => {
+                let acks = spool.book.around_the_gap();
+                spool.write(acks)
+            }
             Some(written) = spool.writing.next() => written.map_err(|e| format!("acking: {e}")),
-            Some(tag) = spool.burying.next() => spool.ack([tag]),
+            Some(tag) = spool.burying.next() => {
+                spool.book.settle([tag]);
+                let acks = spool.book.all();
+                spool.write(acks)
+            }
             _ = check.tick() => spool.check(),
             () = super::run::set(&mut drain), if !acks.is_closed() => {
                 acks.close();
@@ -123,6 +163,13 @@ struct Running {
 }
 
 type Batch = Vec<lapin::Result<Delivery>>;
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => pending().await,
+    }
+}
 
 async fn next(consumer: &mut Option<Running>) -> Option<Batch> {
     match consumer {
@@ -238,19 +285,22 @@ impl Spool {
             class: self.class,
             delivery: delivery.delivery_tag,
         };
-        let marked = delivery
-            .properties
-            .headers()
-            .as_ref()
-            .is_some_and(|headers| {
-                matches!(headers.inner().get(MARKED), Some(AMQPValue::Boolean(true)))
-            });
+        let header = |name| {
+            let headers = delivery.properties.headers().as_ref();
+            headers.and_then(|headers| headers.inner().get(name))
+        };
+        let marked = matches!(header(MARKED), Some(AMQPValue::Boolean(true)));
+        let trace = match header(TRACEPARENT) {
+            Some(AMQPValue::LongString(text)) => TraceParent::parse(text.as_bytes()),
+            _ => None,
+        };
         let bytes = Bytes::from(delivery.data);
         match decode_message(bytes.clone()) {
             Ok(message) => Some(Lease {
                 tag,
                 redelivered: delivery.redelivered,
                 marked,
+                trace: trace.filter(|trace| !trace.is_of(message.envelope.id)),
                 message,
             }),
             Err(error) => {
@@ -274,11 +324,11 @@ impl Spool {
         self.burying.push(burial.boxed());
     }
 
-    fn ack(&mut self, tags: impl IntoIterator<Item = u64>) -> Result<(), String> {
+    fn write(&mut self, acks: impl IntoIterator<Item = Ack>) -> Result<(), String> {
         let Some(channel) = &self.channel else {
             return Ok(());
         };
-        for Ack { tag, multiple } in self.book.settle(tags) {
+        for Ack { tag, multiple } in acks {
             let channel = channel.clone();
             let ack = async move { channel.basic_ack(tag, BasicAckOptions { multiple }).await };
             // The first poll queues the frame; one after the other would wait for the socket each time.
@@ -302,6 +352,10 @@ impl Spool {
     }
 
     async fn finish(mut self) -> String {
+        let acks = self.book.all();
+        if let Err(error) = self.write(acks) {
+            return error;
+        }
         while let Some(written) = self.writing.next().await {
             if let Err(error) = written {
                 return format!("acking: {error}");

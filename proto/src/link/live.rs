@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::BoxStream};
-use lapin::{Channel, Consumer, options::ConfirmSelectOptions, types::ShortString};
+use lapin::{Channel, Connection, Consumer, options::ConfirmSelectOptions, types::ShortString};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -42,6 +42,7 @@ pub(super) struct Live {
     pub(super) session: Sender,
     pub(super) publisher: Publisher,
     pub(super) spool_exchange: ShortString,
+    pub(super) consuming: Arc<Connection>,
     /// In the order of [`SpoolClass::ALL`].
     pub(super) acks: Vec<mpsc::UnboundedSender<Vec<u64>>>,
     blocked: watch::Sender<bool>,
@@ -95,15 +96,15 @@ impl Up {
     }
 
     async fn try_build(options: &Options, address: &Address) -> Result<Self, Error> {
-        let names = &options.topology;
-        let publishing = Wire::open(address, format!("{} publishing", options.name)).await?;
+        let (names, tls) = (&options.topology, &options.tls);
+        let publishing = Wire::open(address, tls, format!("{} publishing", options.name)).await?;
         let publishing_events = publishing.connection.events_listener().boxed();
-        let consuming = Wire::open(address, format!("{} consuming", options.name)).await?;
+        let consuming = Wire::open(address, tls, format!("{} consuming", options.name)).await?;
         let consuming_events = consuming.connection.events_listener().boxed();
 
         let incarnation = Incarnation::random();
+        declare::topology(&consuming.connection, names, options.audience).await?;
         let inbox = consuming.connection.create_channel().await?;
-        declare::topology(&inbox, names).await?;
         let queue = declare::inbox(&inbox, names, incarnation, options.audience).await?;
         let packets = inbox::consume(&inbox, queue, options.inbox_prefetch).await?;
 
@@ -142,6 +143,7 @@ impl Up {
             session,
             publisher,
             spool_exchange: declared(inner.options.topology.spool_exchange()),
+            consuming: Arc::clone(&wires.consuming.connection),
             acks,
             blocked: watch::Sender::new(false),
             turn: Arc::default(),
@@ -227,8 +229,10 @@ fn spawn(
     tasks.spawn(inbox::run(
         wires.inbox.clone(),
         ends.inbox,
+        inner.options.inbox_prefetch,
         tell(),
         inner.graveyard.clone(),
+        inner.options.versions,
         drain(),
     ));
     tasks.spawn(bury::run(

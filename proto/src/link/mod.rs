@@ -29,14 +29,18 @@ use crate::{
     message::{Message, Priority},
     tenure::LeaseTag,
     topology::{SpoolClass, Topology},
+    trace::TraceParent,
+    verbs::VersionRange,
 };
 
 /// How to reach the broker, and as whom.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `amqp://` or `amqps://` addresses with user and vhost; tried in turn. TLS trusts the system's certificates (or those
-    /// in `SSL_CERT_FILE`). Without a path, or with an empty one, the vhost is `/`.
+    /// `amqp://` or `amqps://` addresses with user and vhost; tried in turn. Without a path, or with an empty one, the vhost
+    /// is `/`.
     pub addresses: Vec<SecretString>,
+    /// For `amqps://`.
+    pub tls: Tls,
     /// Names of queues and exchanges.
     pub topology: Topology,
     /// Which fanout reaches us.
@@ -47,6 +51,8 @@ pub struct Options {
     pub heartbeat: u16,
     /// Packets in the inbox that are delivered and not yet told; 0 is taken as 1.
     pub inbox_prefetch: u16,
+    /// Which versions of packets are read.
+    pub versions: VersionRange,
 }
 
 /// The two fanouts. `pombo`, which asks questions, listens to neither.
@@ -69,8 +75,14 @@ pub enum Event {
     Packets(Vec<Packet>),
     /// Deliveries from the spool, not acked. Unreadable ones were put into the dead queue and acked.
     Leases(Vec<Lease>),
-    /// A packet for this incarnation could not be routed: a hint that whatever is unanswered there is unknown.
-    Returned(Incarnation),
+    /// A packet for this incarnation could not be routed: its inbox is gone, and does not come back under this name.
+    Returned {
+        /// Whose.
+        peer: Incarnation,
+        /// The number of the first frame that has come back, if that could be read. Packets are written in order, so this and
+        /// what comes after it has reached nobody; whatever else is unanswered there is unknown.
+        first: Option<u64>,
+    },
     /// The poll queue of the transport has made us its active consumer, or we have given it up.
     PollTurn(bool),
     /// The broker holds back our publishes (an alarm), or does so no more.
@@ -92,6 +104,8 @@ pub struct Lease {
     pub redelivered: bool,
     /// The door published it again after an unknown confirm.
     pub marked: bool,
+    /// The trace that its publisher has put it into, if that is another one than its id says.
+    pub trace: Option<TraceParent>,
     /// The message.
     pub message: Message,
 }
@@ -134,6 +148,7 @@ mod acks;
 mod bury;
 mod connect;
 mod declare;
+mod depth;
 mod error;
 mod inbox;
 mod lease;
@@ -143,6 +158,9 @@ mod poll;
 mod publish;
 mod run;
 mod session;
+mod tls;
+
+pub use tls::{Tls, TlsError};
 
 impl Link {
     /// Starts the link. `tell` is called from the link's runtime and must not block.
@@ -195,6 +213,14 @@ impl Link {
     /// confirmed, also over incarnations.
     pub fn bury(&self, bytes: Bytes, reason: &str) {
         self.shared.bury(bytes, reason);
+    }
+
+    /// How many messages lie ready in the spool's queues, in the order of [`SpoolClass::ALL`]: those that nobody has leased.
+    /// `None` without a link, or if the broker does not say.
+    pub fn ready(
+        &self,
+    ) -> impl Future<Output = Option<[u64; SpoolClass::ALL.len()]>> + Send + use<> {
+        self.shared.ready()
     }
 
     /// Ends this incarnation, and starts over as another one.

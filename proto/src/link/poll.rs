@@ -19,7 +19,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::{
     Channel, Connection,
@@ -103,7 +102,7 @@ impl Poll {
         };
         let queue = declare::name(self.topology.poll_queue(transport))?;
         let setup = async {
-            declare::poll_queue(channel, &queue).await?;
+            declare::polled(channel, &self.topology, transport).await?;
             channel.basic_qos(1, BasicQosOptions::default()).await?;
             let consumer = channel.basic_consume(
                 queue.clone(),
@@ -141,7 +140,8 @@ impl Poll {
 
     /// Puts a token in, if there is none.
     async fn mint(&self, queue: &ShortString) -> Result<(), Error> {
-        let token = || Publish::queue(queue.clone(), Bytes::from_static(b"turn"));
+        let exchange = declare::name(self.topology.session_exchange())?;
+        let token = || Publish::turn(exchange.clone(), queue.clone());
         loop {
             match self.publisher.publish(token()).await {
                 // Refused: there is one.

@@ -27,7 +27,7 @@ use super::{
     Audience, Event, Options, PublishError, SpoolPublish,
     bury::Graveyard,
     connect::Address,
-    declare,
+    declare, depth,
     error::Error,
     live::{Live, Up},
     metrics,
@@ -46,7 +46,7 @@ const STEADY: Duration = Duration::from_secs(10);
 /// For what lapin has left running when all is closed.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(1);
 /// Decoding is the work; IO has lapin's own threads.
-const WORKERS: usize = 2;
+const WORKERS: usize = 1;
 
 /// What handles share. Dropped with the last one, and then the link closes.
 pub(super) struct Shared {
@@ -178,6 +178,14 @@ impl Shared {
 
     pub(super) fn bury(&self, bytes: Bytes, reason: &str) {
         self.inner.graveyard.bury(bytes, reason);
+    }
+
+    pub(super) fn ready(
+        &self,
+    ) -> impl Future<Output = Option<[u64; SpoolClass::ALL.len()]>> + Send + use<> {
+        let live = self.inner.live();
+        let names = self.inner.options.topology.clone();
+        async move { depth::ready(&live?.consuming, &names).await }
     }
 
     pub(super) fn restart(&self) {

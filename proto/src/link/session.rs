@@ -4,7 +4,7 @@
 //! counted, and the sessions notice the gap.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -22,7 +22,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::{Event, metrics, run::Tell};
-use crate::ids::Incarnation;
+use crate::{frame::Packet, ids::Incarnation};
 
 /// Packets handed to lapin and not yet in the socket.
 const WRITING_MAX: usize = 64;
@@ -183,12 +183,18 @@ async fn returned(channel: &Channel, tell: &Tell) -> lapin::Result<()> {
         return Ok(());
     }
     metrics::packets_returned(messages.len());
-    let gone: BTreeSet<_> = messages
-        .iter()
-        .filter_map(|message| incarnation_of(message.delivery.routing_key.as_str()))
-        .collect();
-    for incarnation in gone {
-        tell(Event::Returned(incarnation));
+    let mut gone: BTreeMap<Incarnation, Option<u64>> = BTreeMap::new();
+    for message in messages {
+        let Some(peer) = incarnation_of(message.delivery.routing_key.as_str()) else {
+            continue;
+        };
+        let packet = Packet::decode(&message.delivery.data.into()).ok();
+        let number = packet.filter(|it| it.to == peer).map(|it| it.first);
+        let first = gone.entry(peer).or_default();
+        *first = first.iter().copied().chain(number).min();
+    }
+    for (peer, first) in gone {
+        tell(Event::Returned { peer, first });
     }
     Ok(())
 }

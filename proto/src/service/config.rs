@@ -15,7 +15,9 @@ use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, Visito
 mod sections;
 mod values;
 
-pub use sections::{Blobs, Broker, BrokerError, Http, Log, LogFormat};
+pub use sections::{
+    Blobs, BlobsError, Broker, BrokerAuth, BrokerError, BrokerTls, Http, Log, LogFormat,
+};
 pub use values::{Secret, duration, duration_option, size};
 
 /// What is wrong with a configuration.
@@ -162,10 +164,23 @@ impl Source {
             path: self.path.clone(),
             line,
             column,
-            key,
-            message: message.replace('\n', ", "),
+            key: one_line(&key),
+            message: one_line(&message.replace('\n', ", ")),
         }
     }
+}
+
+/// A quoted key may hold what would break a log's line, or dress up a terminal.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
 }
 
 /// Deserialises one entry of the top-level table and ignores the others.

@@ -5,21 +5,32 @@
 //! | `/healthz` | 200 while the process serves at all |
 //! | `/readyz` | 200, or 503 with one JSON line per reason |
 //! | `/metrics` | Prometheus' text format |
+//!
+//! Bounded: connections, a request's header (128 KiB, by actix), and how long a client may take over it or over our answer. So who
+//! is rude here costs the process nothing that it needs elsewhere, and is gone after a while. There is no access control: the
+//! answers hold no secret and no address, but belong on an inner network.
 
 use std::{
+    any::Any,
     collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use actix_web::{App, HttpResponse, HttpServer, dev::ServerHandle, web};
+use actix_web::{App, HttpResponse, HttpServer, dev::ServerHandle, rt::net::TcpStream, web};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 
 use super::config::Http;
 
 /// Histograms keep every sample until they are folded, whether or not anybody scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// For a handful of scrapers and probes.
+const LIMITS: Limits = Limits {
+    connections: 64,
+    patience: Duration::from_secs(5),
+};
 /// Seconds: from the fastest thing that is timed to the slowest.
 const BUCKETS: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0,
@@ -99,6 +110,15 @@ impl Metrics {
     }
 }
 
+/// What clients may take.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// At a time. As many more wait at the kernel's, without a file descriptor of this process.
+    connections: u16,
+    /// Until a request's header is complete, until the next request, and until some of an answer is taken.
+    patience: Duration,
+}
+
 /// The HTTP server of a service; stops with the System, or by [`Server::stop`].
 pub struct Server {
     handle: Option<ServerHandle>,
@@ -111,6 +131,15 @@ impl Server {
     /// # Errors
     /// The address cannot be bound.
     pub fn start(http: &Http, health: Health, metrics: Metrics) -> Result<Self, Error> {
+        Self::start_within(LIMITS, http, health, metrics)
+    }
+
+    fn start_within(
+        limits: Limits,
+        http: &Http,
+        health: Health,
+        metrics: Metrics,
+    ) -> Result<Self, Error> {
         let upkeep = metrics.handle.clone();
         actix_web::rt::spawn(async move {
             loop {
@@ -133,6 +162,11 @@ impl Server {
                 .route("/metrics", web::get().to(render))
         })
         .workers(1)
+        .max_connections(usize::from(limits.connections))
+        .backlog(u32::from(limits.connections))
+        .client_request_timeout(limits.patience)
+        .keep_alive(limits.patience)
+        .on_connect(move |connection, _| give_up_after(limits.patience, connection))
         .disable_signals()
         .shutdown_timeout(1)
         .bind(address)
@@ -160,6 +194,15 @@ impl Server {
         if let Some(handle) = &self.handle {
             handle.stop(true).await;
         }
+    }
+}
+
+/// actix waits for ever for a client that does not read; the kernel need not.
+fn give_up_after(patience: Duration, connection: &dyn Any) {
+    if let Some(stream) = connection.downcast_ref::<TcpStream>() {
+        let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        // Without it only such a client's place is lost.
+        let _ = setsockopt(stream, TcpUserTimeout, &millis);
     }
 }
 
@@ -230,6 +273,66 @@ mod tests {
             text.contains(r#"pombo_test_seconds_bucket{le="0.25"} 1"#),
             "{text}"
         );
+        server.stop().await;
+    }
+
+    /// With one place, which whoever is tested takes.
+    fn narrow(patience: Duration, health: &Health) -> Server {
+        let http = Http {
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+        };
+        let limits = Limits {
+            connections: 1,
+            patience,
+        };
+        Server::start_within(limits, &http, health.clone(), Metrics::build().1).unwrap()
+    }
+
+    #[actix_web::test]
+    async fn who_comes_when_all_places_are_taken_waits_for_one() {
+        let server = narrow(Duration::from_secs(600), &Health::default());
+        let address = server.addresses()[0];
+        let mut first = tokio::net::TcpStream::connect(address).await.unwrap();
+        let mut second = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+        second.write_all(request).await.unwrap();
+        let mut answer = [0; 1024];
+        // Each answer is time for the second one's, if that had a place.
+        for _ in 0..20 {
+            first.write_all(request).await.unwrap();
+            let length = first.read(&mut answer).await.unwrap();
+            assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
+        }
+        let nothing = second.try_read(&mut answer).unwrap_err();
+        assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+        drop(first);
+        let length = second.read(&mut answer).await.unwrap();
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
+        drop(second);
+        server.stop().await;
+    }
+
+    #[actix_web::test]
+    async fn who_does_not_finish_a_request_or_take_an_answer_loses_the_place() {
+        let health = Health::default();
+        // More than the kernel keeps for both ends.
+        health.set("link", Err("x".repeat(32 * 1024 * 1024)));
+        // actix's clock ticks twice a second.
+        let server = narrow(Duration::from_secs(1), &health);
+        let address = server.addresses()[0];
+        let mut slow = tokio::net::TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET /healthz HTTP/1.1\r\nX: ")
+            .await
+            .unwrap();
+        assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut deaf = socket.connect(address).await.unwrap();
+        let request = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n";
+        deaf.write_all(request).await.unwrap();
+        deaf.readable().await.unwrap();
+        assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        drop((slow, deaf));
         server.stop().await;
     }
 }

@@ -39,6 +39,9 @@ pub fn init(log: &Log) -> Result<(), Error> {
     let filter = filter(&configured)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // A line that cannot be written (its file's disk is full) would be complained of on standard error, which is the same
+        // file; and that complaint panics when it cannot be written either.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     let set = match log.format {
         LogFormat::Text => builder

@@ -16,7 +16,7 @@ struct Arguments {
         default_value = "/etc/pombo/spooler.toml"
     )]
     config: PathBuf,
-    /// Only check the configuration.
+    /// Only check the configuration: exit code 0 if it is good, 78 if not.
     #[arg(long)]
     check: bool,
 }

@@ -37,7 +37,8 @@ pub struct Client {
     pub spoolers: Vec<Spooler>,
     /// How many the store knows alive, if more than those answered.
     pub silent: u32,
-    patience: Duration,
+    /// How long one answer may take.
+    pub patience: Duration,
     correlation: u64,
     later: VecDeque<Received>,
 }
@@ -142,15 +143,49 @@ impl Client {
 
     /// Asks all; says who did not answer.
     pub async fn ask_all(&mut self, question: &Question) -> Result<Vec<Answer>, Error> {
-        let spoolers = self.spoolers.clone();
-        let mut open: Vec<_> = spoolers
-            .iter()
-            .map(|it| {
-                (
-                    self.ask(it, question.clone(), Bytes::new()),
-                    it.name.clone(),
-                )
-            })
+        let all = self.spoolers.clone().into_iter();
+        self.ask_each(all.map(|it| (it, question.clone())).collect())
+            .await
+    }
+
+    /// Asks one spooler what the store says, and the others what only they know (`None`: nothing). If that one does not answer, the
+    /// next one is asked. The store's answer comes first.
+    pub async fn ask_store(
+        &mut self,
+        question: &Question,
+        own: Option<&Question>,
+    ) -> Result<Vec<Answer>, Error> {
+        let mut spoolers: VecDeque<_> = self.spoolers.clone().into();
+        let mut failed = Error::Unreachable("no spooler answers".to_owned());
+        while let Some(first) = spoolers.pop_front() {
+            let asked = first.incarnation;
+            match self.ask_each(vec![(first, question.clone())]).await {
+                Err(error @ Error::Later(_)) => failed = error,
+                Err(error) => return Err(error),
+                Ok(mut answers) => {
+                    let Some(own) = own else {
+                        return Ok(answers);
+                    };
+                    let others = self.spoolers.iter().filter(|it| it.incarnation != asked);
+                    let others = others.map(|it| (it.clone(), own.clone())).collect();
+                    match self.ask_each(others).await {
+                        Ok(more) => answers.extend(more),
+                        Err(error) => eprintln!("pombo: of what moves elsewhere: {error}"),
+                    }
+                    return Ok(answers);
+                }
+            }
+        }
+        Err(failed)
+    }
+
+    async fn ask_each(&mut self, asked: Vec<(Spooler, Question)>) -> Result<Vec<Answer>, Error> {
+        if asked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut open: Vec<_> = asked
+            .into_iter()
+            .map(|(it, question)| (self.ask(&it, question, Bytes::new()), it.name))
             .collect();
         let deadline = Instant::now() + self.patience;
         let (mut answers, mut failed) = (Vec::new(), None);

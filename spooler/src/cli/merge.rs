@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use pombo_proto::control::{Answer, CancelAnswer, QueueRow, QueueState, SessionRow, Trace, Why};
+use pombo_proto::control::{
+    Answer, CancelAnswer, QueueRow, QueueState, SessionRow, Trace, ValidationRow, Why,
+};
 
 pub(super) fn trace(answers: Vec<Answer>) -> Option<Trace> {
     let found = answers.into_iter().filter_map(|answer| match answer {
@@ -41,10 +43,15 @@ pub(super) fn queue(answers: Vec<Answer>) -> Vec<QueueRow> {
             continue;
         };
         for row in more {
-            let known = rows
+            // Every spooler sees a claimed row; its holder's, which names no destination, says more.
+            let says = |row: &QueueRow| {
+                let moving = row.state == QueueState::Moving;
+                (moving, moving && row.destination.is_none())
+            };
+            if rows
                 .get(&row.id)
-                .is_some_and(|known| known.state == QueueState::Moving);
-            if !known || row.state == QueueState::Moving {
+                .is_none_or(|known| says(known) <= says(&row))
+            {
                 rows.insert(row.id, row);
             }
         }
@@ -74,6 +81,21 @@ pub(super) fn transports(answers: Vec<Answer>) -> Vec<SessionRow> {
         .into_iter()
         .filter_map(|answer| match answer {
             Answer::Transports(rows) => Some(rows),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    rows.sort_by(|a, b| {
+        (&a.transport, &a.agent, &a.spooler).cmp(&(&b.transport, &b.agent, &b.spooler))
+    });
+    rows
+}
+
+pub(super) fn validated(answers: Vec<Answer>) -> Vec<ValidationRow> {
+    let mut rows: Vec<_> = answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            Answer::Validated(rows) => Some(rows),
             _ => None,
         })
         .flatten()

@@ -3,7 +3,7 @@
 //! | exit | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | nothing found, nothing changed, or too late |
+//! | 1 | nothing found, nothing changed, too late, or the ledger does not close |
 //! | 64 | used wrongly |
 //! | 65 | the message was refused; the text says why |
 //! | 69 | no broker or no spooler can be reached |
@@ -24,7 +24,9 @@ use serde::Deserialize;
 
 mod check;
 mod client;
+mod ledger;
 mod merge;
+mod passwd;
 mod show;
 mod submit;
 
@@ -37,7 +39,7 @@ pub struct Arguments {
     /// A TOML file with a [broker] section.
     #[arg(long, global = true, env = "POMBO_CONFIG")]
     config: Option<PathBuf>,
-    /// The broker's address, instead of a file: amqp://user:password@host:port/vhost.
+    /// The broker's address, instead of a file. With a password only from the environment: a command line is seen by all.
     #[arg(long, global = true, env = "AMQP_URL", hide_env_values = true)]
     broker: Option<String>,
     /// The prefix of all names on the broker.
@@ -53,7 +55,7 @@ pub struct Arguments {
     command: Command,
 }
 
-const EXITS: &str = "Exit codes: 0 done; 1 nothing found or changed, or too late; 64 used wrongly; 65 refused; \
+const EXITS: &str = "Exit codes: 0 done; 1 nothing found or changed, too late, or something is missing; 64 used wrongly; 65 refused; \
     69 unreachable; 75 try again later; 78 wrong configuration.";
 
 #[derive(Subcommand)]
@@ -68,14 +70,22 @@ enum Command {
     Queue(Filter),
     /// Cancel a message. Says "in time" only once that is recorded.
     Cancel { id: MessageId },
+    /// Give up a held message, in doubt or not: its sender gets a report.
+    Drop { id: MessageId },
     /// Make waiting messages due now.
     Retry(Which),
     /// Take waiting messages off the road.
     Hold(Which),
-    /// Put held messages back on it.
+    /// Put held messages back on it. Those in doubt are sent again, and only where they are named or asked for by --in-doubt.
     Release(Which),
     /// The sessions with transport agents, and their status rows.
-    Transports,
+    Transports {
+        /// Only this transport.
+        transport: Option<String>,
+        /// Ask each whether its external system is healthy (ValidateState); 1 unless all are.
+        #[arg(long)]
+        validate: bool,
+    },
     /// Ask transports to send and fetch as fast as they can.
     Flush {
         /// Only this transport.
@@ -87,12 +97,16 @@ enum Command {
         #[arg(long)]
         download: bool,
     },
+    /// What was accepted, and what became of it. Exit code 1 if something is missing.
+    Ledger(ledger::Arguments),
     /// Messages that were given up because they cannot be read or handled.
     #[command(subcommand)]
     Dead(Dead),
     /// Configuration files.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Make a line of a listener's users file: the password is asked for, or read from standard input.
+    Passwd(passwd::Arguments),
 }
 
 #[derive(Subcommand)]
@@ -115,7 +129,7 @@ enum ConfigCommand {
 #[derive(Args)]
 struct Which {
     /// One message.
-    #[arg(required_unless_present_any = ["all", "transport", "destination", "sender", "recipient"])]
+    #[arg(required_unless_present_any = ["all", "transport", "destination", "sender", "recipient", "in_doubt"])]
     id: Option<MessageId>,
     /// All of them.
     #[arg(long)]
@@ -142,6 +156,9 @@ struct Filter {
     /// In this state: moving, waiting, held, dead, finished.
     #[arg(long, value_parser = show::parse_state)]
     state: Option<QueueState>,
+    /// Only those that may have been sent to somebody without our knowing.
+    #[arg(long)]
+    in_doubt: bool,
     /// At most so many.
     #[arg(long, default_value_t = 0)]
     limit: u32,
@@ -155,6 +172,7 @@ impl From<Filter> for QueueFilter {
             sender: filter.sender,
             recipient: filter.recipient,
             state: filter.state,
+            in_doubt: filter.in_doubt,
             limit: filter.limit,
         }
     }
@@ -214,6 +232,12 @@ impl From<ControlError> for Error {
 
 /// Runs `pombo`. Called as `sendmail`, it is `pombo submit`.
 pub fn main() -> ExitCode {
+    if std::env::args().any(|argument| has_password(&argument)) {
+        eprintln!(
+            "pombo: a password on the command line is seen by everybody on this machine: put it into AMQP_URL, or into a file with --config"
+        );
+        return ExitCode::from(64);
+    }
     let arguments =
         match Arguments::try_parse_from(as_submit_if_sendmail(std::env::args_os().collect())) {
             Ok(arguments) => arguments,
@@ -237,6 +261,17 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Whether an argument is a broker's address with a password.
+fn has_password(argument: &str) -> bool {
+    let address = ["amqp://", "amqps://"]
+        .iter()
+        .find_map(|scheme| Some(argument.split_once(scheme)?.1));
+    let authority = address.and_then(|address| address.split(['/', '?']).next());
+    authority
+        .and_then(|authority| authority.rsplit_once('@'))
+        .is_some_and(|(user, _)| user.contains(':'))
 }
 
 fn as_submit_if_sendmail(mut all: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
@@ -276,6 +311,9 @@ async fn run(arguments: Arguments) -> Result<bool, Error> {
     if let Command::Config(ConfigCommand::Check { file }) = &arguments.command {
         return check::check(file);
     }
+    if let Command::Passwd(arguments) = &arguments.command {
+        return passwd::passwd(arguments);
+    }
     let broker = broker(&arguments)?;
     let mut client = Client::connect(&broker, arguments.patience).await?;
     let done = command(&mut client, arguments.command, arguments.json).await;
@@ -302,10 +340,18 @@ async fn command(client: &mut Client, command: Command, json: bool) -> Result<bo
             }
         }
         Command::Queue(filter) => {
-            let answers = client.ask_all(&Question::Queue(filter.into())).await?;
+            let filter = QueueFilter::from(filter);
+            let own = moving(&filter).map(Question::Queue);
+            let answers = client
+                .ask_store(&Question::Queue(filter), own.as_ref())
+                .await?;
             show::queue(&merge::queue(answers), json)
         }
         Command::Cancel { id } => cancel(client, id, json).await,
+        Command::Drop { id } => {
+            let question = Question::DeadDrop(Selection::One(id));
+            changed(client, question, "given up", json).await
+        }
         Command::Retry(which) => {
             changed(client, Question::Retry(which.into()), "due now", json).await
         }
@@ -313,9 +359,21 @@ async fn command(client: &mut Client, command: Command, json: bool) -> Result<bo
         Command::Release(which) => {
             changed(client, Question::Release(which.into()), "released", json).await
         }
-        Command::Transports => {
+        Command::Transports {
+            transport,
+            validate: false,
+        } => {
             let answers = client.ask_all(&Question::Transports).await?;
-            show::transports(&merge::transports(answers), json)
+            let mut rows = merge::transports(answers);
+            rows.retain(|row| transport.as_ref().is_none_or(|it| *it == row.transport));
+            show::transports(&rows, json)
+        }
+        Command::Transports {
+            transport,
+            validate: true,
+        } => {
+            let answers = client.ask_all(&Question::Validate { transport }).await?;
+            show::validated(&merge::validated(answers), json)
         }
         Command::Flush {
             transport,
@@ -332,8 +390,9 @@ async fn command(client: &mut Client, command: Command, json: bool) -> Result<bo
             let answers = client.ask_all(&question).await?;
             show::changed(merge::changed(answers), "sessions asked to flush", json)
         }
+        Command::Ledger(arguments) => ledger::ledger(client, arguments, json).await,
         Command::Dead(Dead::List) => {
-            let answers = client.ask_all(&Question::Dead).await?;
+            let answers = client.ask_store(&Question::Dead, None).await?;
             show::queue(&merge::queue(answers), json)
         }
         Command::Dead(Dead::Requeue(which)) => {
@@ -348,8 +407,18 @@ async fn command(client: &mut Client, command: Command, json: bool) -> Result<bo
         Command::Dead(Dead::Drop(which)) => {
             changed(client, Question::DeadDrop(which.into()), "given up", json).await
         }
-        Command::Config(_) => Ok(true),
+        Command::Config(_) | Command::Passwd(_) => Ok(true),
     }
+}
+
+/// What is asked of the spoolers that are not asked for what waits: what moves, which the store finds among anything. `None`: what
+/// moves is not asked for, or only the store knows.
+fn moving(filter: &QueueFilter) -> Option<QueueFilter> {
+    let wanted = matches!(filter.state, None | Some(QueueState::Moving)) && !filter.in_doubt;
+    wanted.then(|| QueueFilter {
+        state: Some(QueueState::Moving),
+        ..filter.clone()
+    })
 }
 
 /// The store is one: asking one spooler changes it for all.

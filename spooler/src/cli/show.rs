@@ -2,9 +2,13 @@
 
 use comfy_table::{ContentArrangement, Table, presets::UTF8_BORDERS_ONLY};
 use pombo_proto::{
-    control::{Answer, CancelAnswer, Question, QueueRow, QueueState, SessionRow, Trace, Why},
+    control::{
+        Answer, CancelAnswer, Question, QueueRow, QueueState, SessionRow, Trace, ValidationRow, Why,
+    },
+    door,
     ids::MessageId,
     time::UnixMillis,
+    verbs::Validation,
 };
 use serde::Serialize;
 
@@ -34,7 +38,7 @@ pub(super) fn state_name(state: QueueState) -> &'static str {
 }
 
 /// Prints JSON if that was asked for; true if so.
-fn as_json(value: &impl Serialize, json: bool) -> bool {
+pub(super) fn as_json(value: &impl Serialize, json: bool) -> bool {
     if json {
         match serde_json::to_string_pretty(value) {
             Ok(text) => println!("{text}"),
@@ -44,7 +48,7 @@ fn as_json(value: &impl Serialize, json: bool) -> bool {
     json
 }
 
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(UTF8_BORDERS_ONLY)
@@ -147,7 +151,9 @@ pub(super) async fn unknown(client: &mut Client, id: MessageId, json: bool) -> R
                 |row| format!("{} at {}", row.transport, row.agent),
             );
             let confirmed = match door {
-                Some(row) if row.status.voided.contains(&issue.sequence) => "never published",
+                Some(row) if is_void(&door::runs(&row.status.voided), issue.sequence) => {
+                    "never published"
+                }
                 Some(row) if row.status.confirmed >= issue.sequence => {
                     "confirmed, not yet leased (or its history was dropped)"
                 }
@@ -169,6 +175,11 @@ pub(super) async fn unknown(client: &mut Client, id: MessageId, json: bool) -> R
     Ok(false)
 }
 
+fn is_void(runs: &[(u64, u64)], sequence: u64) -> bool {
+    runs.iter()
+        .any(|(first, last)| (first..=last).contains(&&sequence))
+}
+
 pub(super) fn queue(rows: &[QueueRow], json: bool) -> Result<bool, Error> {
     if as_json(&rows, json) {
         return Ok(true);
@@ -185,7 +196,11 @@ pub(super) fn queue(rows: &[QueueRow], json: bool) -> Result<bool, Error> {
         };
         shown.add_row([
             row.id.to_string(),
-            state_name(row.state).to_owned(),
+            if row.in_doubt > 0 {
+                format!("{}, {} in doubt", state_name(row.state), row.in_doubt)
+            } else {
+                state_name(row.state).to_owned()
+            },
             row.submitted_at.to_string(),
             format!("<{}>", row.sender),
             format!("{}{more}", row.recipients.join(" ")),
@@ -261,6 +276,31 @@ pub(super) fn transports(rows: &[SessionRow], json: bool) -> Result<bool, Error>
         println!("{shown}");
     }
     Ok(!rows.is_empty())
+}
+
+/// True if all are healthy.
+pub(super) fn validated(rows: &[ValidationRow], json: bool) -> Result<bool, Error> {
+    let healthy = |row: &ValidationRow| row.validation == Some(Validation::Ok);
+    let all = !rows.is_empty() && rows.iter().all(healthy);
+    if as_json(&rows, json) {
+        return Ok(all);
+    }
+    let mut shown = table(&["transport", "agent", "spooler", "state"]);
+    for row in rows {
+        let state = match &row.validation {
+            Some(Validation::Ok) => "healthy".to_owned(),
+            Some(Validation::Busy) => "busy: in a critical section".to_owned(),
+            Some(Validation::Failing(why)) => format!("failing: {why}"),
+            None => "no answer".to_owned(),
+        };
+        shown.add_row([&row.transport, &row.agent, &row.spooler, &state]);
+    }
+    if rows.is_empty() {
+        println!("no agent has a session");
+    } else {
+        println!("{shown}");
+    }
+    Ok(all)
 }
 
 pub(super) fn changed(count: u64, what: &str, json: bool) -> Result<bool, Error> {

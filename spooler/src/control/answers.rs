@@ -158,10 +158,14 @@ pub(super) fn why(
             .cloned()
             .unwrap_or_else(|| format!("a spooler that is gone ({holder})"))
     });
+    let doubt = match row.data.in_doubt {
+        0 => String::new(),
+        n => format!(" ({n} in doubt: may have been sent to)"),
+    };
     Some(Why {
         state: row.data.state,
         holder,
-        waiting_for: row.data.reason,
+        waiting_for: row.data.reason + &doubt,
         since: row.changed,
         until: row.data.due,
     })
@@ -180,6 +184,7 @@ pub(super) fn queue_row(row: &Row) -> QueueRow {
             sender: String::new(),
             recipients: Vec::new(),
             pending: 0,
+            in_doubt: 0,
             size: row.data.message.len() as u64,
             transport: None,
             destination: None,
@@ -215,6 +220,7 @@ pub(crate) fn from_envelope(envelope: &Envelope, progress: &Progress) -> QueueRo
             .map(|(it, _)| it.address.clone())
             .collect(),
         pending: u32::try_from(undecided().count()).unwrap_or(u32::MAX),
+        in_doubt: progress.in_doubt(),
         size: envelope.body.size(),
         transport: None,
         destination: None,

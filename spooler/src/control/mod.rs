@@ -12,8 +12,9 @@ use pombo_proto::{
     control::{
         Answer, CancelAnswer, Control as Said, ControlError, Question, QueueFilter, Selection,
     },
-    frame::{Frame, Packet, Payload},
-    ids::{Correlation, DoorSequence, Incarnation, MessageId},
+    door::Account,
+    frame::{self, Frame, Packet, Payload},
+    ids::{Correlation, Incarnation, MessageId},
     link::Link,
     time::UnixMillis,
 };
@@ -21,10 +22,12 @@ use tracing::{debug, warn};
 
 use crate::{
     config::Config,
-    dispatcher::{CancelMoving, Dispatcher, ListMoving, WhereIs},
+    dispatcher::{CancelMoving, Dispatcher, HoldsWhich, ListMoving, WhereIs},
+    ledger::{DoorSaid, Ledger, Look},
+    orphans,
     outbox::{Kick, Outbox},
-    store::{Change, StoreThread},
-    switchboard::{FlushSessions, ListSessions, Switchboard},
+    store::{Change, DoorReport, StoreThread},
+    switchboard::{FlushSessions, ListSessions, Switchboard, ValidateSessions},
 };
 
 mod answers;
@@ -36,8 +39,6 @@ use uploads::Uploads;
 
 /// A cancel waits so long for the holder's commit before it answers "asked".
 const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
-/// How many rows one change touches at most; asked again, it goes on.
-const CHANGE_ROWS: u32 = 10_000;
 
 /// A question, from the switchboard.
 #[derive(Message)]
@@ -62,7 +63,7 @@ pub struct AnswerAs(pub Option<Incarnation>);
 pub struct Control {
     desk: Desk,
     uploads: Uploads,
-    door: DoorSequence,
+    door: Account,
     incarnation: Option<Incarnation>,
 }
 
@@ -76,6 +77,7 @@ struct Desk {
     dispatcher: Addr<Dispatcher>,
     outbox: Addr<Outbox>,
     switchboard: Addr<Switchboard>,
+    ledger: Addr<Ledger>,
 }
 
 impl Control {
@@ -89,6 +91,7 @@ impl Control {
         dispatcher: Addr<Dispatcher>,
         outbox: Addr<Outbox>,
         switchboard: Addr<Switchboard>,
+        ledger: Addr<Ledger>,
     ) -> Self {
         Self {
             desk: Desk {
@@ -99,9 +102,10 @@ impl Control {
                 dispatcher,
                 outbox,
                 switchboard,
+                ledger,
             },
             uploads: Uploads::default(),
-            door: DoorSequence::default(),
+            door: Account::default(),
             incarnation: None,
         }
     }
@@ -118,6 +122,18 @@ impl Control {
             .add(upload, offset, part, limit, UnixMillis::now())?;
         Ok(Answer::Uploaded { size })
     }
+
+    /// Where this door stands.
+    fn tell_the_ledger(&self) {
+        if let Some(door) = self.door.door() {
+            self.desk.ledger.do_send(DoorSaid(DoorReport {
+                door,
+                name: format!("submit at {}", self.desk.config.spooler.name()),
+                confirmed: self.door.confirmed(),
+                voided: self.door.voided(),
+            }));
+        }
+    }
 }
 
 impl Actor for Control {
@@ -126,7 +142,8 @@ impl Actor for Control {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(1024);
         ctx.run_interval(Duration::from_secs(10), |this, _| {
-            this.uploads.forget(UnixMillis::now())
+            this.uploads.forget(UnixMillis::now());
+            this.tell_the_ledger();
         });
     }
 }
@@ -151,7 +168,7 @@ impl Handler<Asked> for Control {
         let reply = move |desk: &Desk, answer| {
             let frame = Frame {
                 correlation,
-                payload: Payload::Control(Said::Answer(answer)),
+                payload: fitting(answer),
                 tail: Bytes::new(),
             };
             desk.link.send(&Packet::single(incarnation, from, frame));
@@ -175,9 +192,16 @@ impl Handler<Asked> for Control {
                 };
                 let work = async move {
                     let answer = submit::submit(&desk, id, submission, body).await;
-                    reply(&desk, answer);
+                    let void = matches!(answer, Err(submit::Failure { written: false, .. }));
+                    reply(&desk, answer.map_err(|failure| failure.error));
+                    void
                 };
-                ctx.spawn(work.into_actor(self));
+                ctx.spawn(work.into_actor(self).map(move |void, this, _| {
+                    if let Some(issue) = id.issue() {
+                        this.door.close(issue.sequence, void);
+                        this.tell_the_ledger();
+                    }
+                }));
             }
             other => {
                 let work = async move {
@@ -233,6 +257,34 @@ impl Desk {
                 let count = self.switchboard.send(flush).await.map_err(gone)?;
                 Ok(Answer::Changed { count })
             }
+            Question::Ledger => {
+                let view = self.ledger.send(Look).await.map_err(gone)?;
+                let view = view.map_err(|error| ControlError::Later(error.to_string()))?;
+                Ok(Answer::Ledger(Box::new(view)))
+            }
+            Question::Held(numbers) => {
+                let holds = self.dispatcher.send(HoldsWhich(numbers)).await;
+                Ok(Answer::Held(holds.map_err(gone)?.held))
+            }
+            Question::Bodies => {
+                let age = self.config.blobs.orphans_after;
+                let counted = orphans::count(&self.store, &self.blobs, age).await;
+                let view = counted.map_err(|error| ControlError::Later(error.to_string()))?;
+                Ok(Answer::Bodies(view))
+            }
+            Question::WriteOff(numbers) => {
+                let now = UnixMillis::now();
+                warn!(numbers = numbers.len(), "written off by a person");
+                let count = self
+                    .ask_store(move |store| store.write_off(now, &numbers))
+                    .await?;
+                Ok(Answer::Changed { count })
+            }
+            Question::Validate { transport } => {
+                let validate = ValidateSessions { transport };
+                let rows = self.switchboard.send(validate).await.map_err(gone)?;
+                Ok(Answer::Validated(rows))
+            }
             Question::Upload { .. } | Question::Submit { .. } => {
                 Err(ControlError::Bad("not a question for here".to_owned()))
             }
@@ -251,35 +303,18 @@ impl Desk {
             .map_err(|error| ControlError::Later(error.to_string()))
     }
 
-    /// The states that a change applies to, so that a filter without a state means the right ones.
     async fn change(&self, what: Selection, change: Change) -> Result<Answer, ControlError> {
-        use pombo_proto::control::QueueState::{Dead, Held, Waiting};
         let now = UnixMillis::now();
-        let count = match what {
-            Selection::One(id) => u64::from(
-                self.ask_store(move |store| store.change(now, id, change))
-                    .await?,
-            ),
-            Selection::Matching(mut filter) => {
-                filter.state = Some(match change {
-                    Change::Retry | Change::Hold | Change::Cancel => Waiting,
-                    Change::Release => Held,
-                    Change::Requeue | Change::Drop => Dead,
-                });
-                if filter.limit == 0 {
-                    filter.limit = CHANGE_ROWS;
-                }
-                self.ask_store(move |store| {
-                    let mut count = 0;
-                    for row in store.list(&filter)? {
-                        count += u64::from(store.change(now, row.id, change)?);
-                    }
-                    Ok(count)
-                })
-                .await?
-            }
+        let changed = match what {
+            Selection::One(id) => self
+                .store
+                .call(move |store| store.change(now, id, change))
+                .await
+                .map(u64::from),
+            Selection::Matching(filter) => self.store.change_matching(now, filter, change).await,
         };
         self.outbox.do_send(Kick);
+        let count = changed.map_err(|error| ControlError::Later(error.to_string()))?;
         Ok(Answer::Changed { count })
     }
 
@@ -336,9 +371,8 @@ impl Desk {
     }
 
     async fn queue(&self, filter: QueueFilter) -> Result<Answer, ControlError> {
-        let asked = filter.clone();
-        let rows = self.ask_store(move |store| store.list(&asked)).await?;
-        let mut rows: Vec<_> = rows.iter().map(answers::queue_row).collect();
+        let listed = self.store.list(filter.clone(), answers::queue_row).await;
+        let mut rows = listed.map_err(|error| ControlError::Later(error.to_string()))?;
         // Claimed rows are in both; what the holder says of them is more.
         let moving = self
             .dispatcher
@@ -352,7 +386,53 @@ impl Desk {
     }
 }
 
+/// An answer that nobody could read is none: who asked would wait in vain.
+fn fitting(answer: Result<Answer, ControlError>) -> Payload {
+    let long = matches!(
+        answer,
+        Ok(Answer::Queue(_) | Answer::Trace(_) | Answer::Ledger(_))
+    );
+    let payload = Payload::Control(Said::Answer(answer));
+    // With the correlation before it.
+    if !long || frame::encode(&payload).len() + 16 <= frame::HEAD_BYTES_MAX {
+        return payload;
+    }
+    let text = "the answer is too long: ask for fewer, by --limit or a filter";
+    Payload::Control(Said::Answer(Err(ControlError::Bad(text.to_owned()))))
+}
+
 fn gone(error: actix::MailboxError) -> ControlError {
     warn!(%error, "a part of the spooler does not answer");
     ControlError::Later("the spooler is going down".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use pombo_proto::control::QueueRow;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_too_long_is_an_error_that_says_so() {
+        let envelope = crate::verdict::samples::envelope(1);
+        let row = from_envelope(&envelope, &crate::progress::Progress::fresh(1));
+        let answer = |text: usize| {
+            let reason = "x".repeat(text);
+            let row = QueueRow {
+                reason,
+                ..row.clone()
+            };
+            fitting(Ok(Answer::Queue(vec![row])))
+        };
+        let short = answer(frame::HEAD_BYTES_MAX - 1_000);
+        assert!(matches!(
+            short,
+            Payload::Control(Said::Answer(Ok(Answer::Queue(_))))
+        ));
+        let refused = answer(frame::HEAD_BYTES_MAX);
+        assert!(matches!(
+            refused,
+            Payload::Control(Said::Answer(Err(ControlError::Bad(_))))
+        ));
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use pombo_proto::{
     control::{Answer, ControlError, Submission},
     frame,
@@ -18,15 +18,34 @@ use super::Desk;
 /// An unknown confirm is cleared by publishing the same id again, marked; so often, with a pause between.
 const PUBLISH_TRIES: u32 = 5;
 const PUBLISH_PAUSE: Duration = Duration::from_secs(1);
+/// A large body goes into the blob store in such pieces.
+const PIECE_BYTES: usize = 1024 * 1024;
 /// RFC 5321 4.5.3.1.3: a path has at most 256 octets.
 const ADDRESS_BYTES_MAX: usize = 256;
+
+/// Why a message was not accepted.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub error: ControlError,
+    /// Something may have been written into the spool.
+    pub written: bool,
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Self {
+        Self {
+            error,
+            written: false,
+        }
+    }
+}
 
 pub(super) async fn submit(
     desk: &Desk,
     id: MessageId,
     submission: Submission,
     body: Bytes,
-) -> Result<Answer, ControlError> {
+) -> Result<Answer, Failure> {
     let now = UnixMillis::now();
     let recipients = recipients(&submission)?;
     let sender = if submission.sender.is_empty() {
@@ -40,10 +59,10 @@ pub(super) async fn submit(
         .filter(|c| !c.is_control())
         .take(200)
         .collect();
-    let body = with_received(&desk.config.spooler.host(), &client, id, now, &body);
+    let trace = received(&desk.config.spooler.host(), &client, id, now);
     let eight_bit = body.iter().any(|byte| *byte >= 0x80);
-    let size = body.len() as u64;
-    let inline = body.len() <= desk.config.blobs.inline_max;
+    let size = (trace.len() + body.len()) as u64;
+    let inline = trace.len() + body.len() <= desk.config.blobs.inline_max;
     let utf8 = |text: &str| !text.is_ascii();
     let envelope = Envelope {
         id,
@@ -72,20 +91,45 @@ pub(super) async fn submit(
         },
         properties: Vec::new(),
     };
-    if !inline {
-        let kept = desk.blobs.put(id, body.clone()).await;
+    let message = if inline {
+        frame::encode_message(envelope, &[trace.as_bytes(), &body[..]].concat())
+    } else {
+        let kept = keep(desk, id, trace, body).await;
         kept.map_err(|error| ControlError::Later(error.to_string()))?;
+        frame::encode_message(envelope, &[])
+    };
+    let published = publish(desk, id, &message).await;
+    // The blob of a derived id may belong to an earlier copy of the same message.
+    if let (Err(Failure { written: false, .. }), false, false) =
+        (&published, inline, id.is_derived())
+        && let Err(error) = desk.blobs.delete(id).await
+    {
+        tracing::warn!(id = %id, %error, "a body without a message stays in the blob store");
     }
-    let message = frame::encode_message(envelope, if inline { &body } else { &[] });
-    publish(desk, id, &message).await?;
-    Ok(Answer::Accepted { id })
+    published.map(|()| Answer::Accepted { id })
+}
+
+/// In pieces: a large body is in memory once.
+async fn keep(
+    desk: &Desk,
+    id: MessageId,
+    trace: String,
+    body: Bytes,
+) -> Result<(), pombo_proto::blob::Error> {
+    let mut upload = desk.blobs.begin(id, u64::MAX).await?;
+    upload.part(trace.into()).await?;
+    for start in (0..body.len()).step_by(PIECE_BYTES) {
+        let end = body.len().min(start + PIECE_BYTES);
+        upload.part(body.slice(start..end)).await?;
+    }
+    upload.finish().await.map(drop)
 }
 
 async fn publish(
     desk: &Desk,
     id: MessageId,
     message: &pombo_proto::message::Message,
-) -> Result<(), ControlError> {
+) -> Result<(), Failure> {
     let mut marked = false;
     for attempt in 1.. {
         let publish = SpoolPublish {
@@ -98,16 +142,17 @@ async fn publish(
             Ok(()) => return Ok(()),
             // Once the first copy may be there, only a confirm ends the uncertainty.
             Err(PublishError::NotConnected | PublishError::Refused(_)) if !marked => {
-                return Err(ControlError::Later(
-                    "the broker takes nothing now".to_owned(),
-                ));
+                return Err(ControlError::Later("the broker takes nothing now".to_owned()).into());
             }
             Err(error) => error,
         };
         marked = true;
         if attempt == PUBLISH_TRIES {
             let text = format!("{why}; the message {id} may have been accepted");
-            return Err(ControlError::Later(text));
+            return Err(Failure {
+                error: ControlError::Later(text),
+                written: true,
+            });
         }
         tokio::time::sleep(PUBLISH_PAUSE).await;
     }
@@ -193,17 +238,13 @@ fn refused(status: EnhancedStatus, text: &str) -> ControlError {
 }
 
 /// RFC 5321 4.4: whoever takes responsibility says so in front.
-fn with_received(host: &str, client: &str, id: MessageId, now: UnixMillis, body: &[u8]) -> Bytes {
+fn received(host: &str, client: &str, id: MessageId, now: UnixMillis) -> String {
     let date = mail_parser::DateTime::from_timestamp((now.0 / 1000) as i64).to_rfc822();
     let safe: String = client
         .chars()
         .filter(|c| c.is_ascii_graphic() && !"()\\".contains(*c))
         .collect();
-    let field = format!("Received: by {host} (submitted by {safe})\r\n\tid {id}; {date}\r\n");
-    let mut out = BytesMut::with_capacity(field.len() + body.len());
-    out.extend_from_slice(field.as_bytes());
-    out.extend_from_slice(body);
-    out.freeze()
+    format!("Received: by {host} (submitted by {safe})\r\n\tid {id}; {date}\r\n")
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ use uuid::Uuid;
 
 /// All uploads together; the memory budget of this door. A single body may use all of it.
 const BYTES_MAX: usize = 160 * 1024 * 1024;
+/// The bytes of very small ones are not what they cost.
+const UPLOADS_MAX: usize = 1_024;
 /// An upload that gets no part for so long is forgotten.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
@@ -55,7 +57,8 @@ impl Uploads {
             let diagnosis = Diagnosis::new(status, NdrReason::TransferImpossible, text);
             return Err(ControlError::Refused(Box::new(diagnosis)));
         }
-        if self.bytes + part.len() > BYTES_MAX {
+        let one_more = have == 0 && self.parts.len() >= UPLOADS_MAX;
+        if one_more || self.bytes + part.len() > BYTES_MAX {
             return Err(ControlError::Later("too many uploads at a time".to_owned()));
         }
         self.bytes += part.len();
@@ -103,6 +106,16 @@ mod tests {
         ));
         assert_eq!(uploads.take(id), None);
         assert_eq!(uploads.bytes, 0);
+    }
+
+    #[test]
+    fn uploads_of_nothing_are_counted_too() {
+        let (mut uploads, now) = (Uploads::default(), UnixMillis(0));
+        let mut begin = || uploads.add(Uuid::new_v4(), 0, &Bytes::new(), 12, now);
+        for _ in 0..UPLOADS_MAX {
+            assert_eq!(begin(), Ok(0));
+        }
+        assert!(matches!(begin(), Err(ControlError::Later(_))));
     }
 
     #[test]

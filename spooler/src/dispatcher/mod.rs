@@ -6,6 +6,15 @@
 //! claim --+                                        +--> recorder (nothing to send: expired, nobody takes it, parked)
 //! ```
 //!
+//! | module | what it is |
+//! |---|---|
+//! | `messages` | what it is told and asked |
+//! | `intake` | what to do with a message that has come |
+//! | `ready`, `suspects` | what waits for credit or room, and what is tried alone |
+//! | `pump` | what goes now, and what stands in others' way |
+//! | `sessions` | where to, and their credit |
+//! | `moving`, `said` | where each message is, and what transports have said of those that they keep |
+//!
 //! What bounds it: the prefetch of the leases, and the appetite that the outbox asks for before it claims.
 //! Nothing waits here behind a closed destination; that is what the outbox is for.
 
@@ -15,51 +24,49 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use actix::{Actor, Addr, AsyncContext, Context, Handler};
 use pombo_proto::{
-    ids::{Incarnation, MessageId, RecipientIndex},
-    link::{Lease, Link},
-    message::Priority,
-    outcome::RecipientStatus,
-    tenure::{Ordinal, Tenure},
-    time::UnixMillis,
-    topology::SpoolClass,
-    verbs::{AddressTypes, Tenancy},
+    ids::Incarnation, link::Link, message::Priority, time::UnixMillis, topology::SpoolClass,
+    verbs::Tenancy,
 };
 use tracing::{debug, info};
 
 use crate::{
     config::Config,
-    destination::{Destinations, MayStart, Reach, Ticket},
+    destination::{Destinations, Reach, Ticket},
     gather::Gathered,
     job::{Job, Ordinals, SessionKey},
-    pick::{Credit, Pick, Shares},
-    progress::{Progress, RecipientState},
-    recorder::{Availability, Conclude, Move, Moved, Recorded, Recorder, Spent},
-    router::{self, Router},
-    session::{self, Session},
+    pick::{Pick, Shares},
+    recorder::{Availability, Conclude, Moved, Recorded, Recorder, Spent},
+    router::Router,
+    session,
     store::Written,
-    verdict::{self, Case, Happened, Next, Plan},
+    verdict::Happened,
 };
 
+mod intake;
+mod messages;
 mod moving;
+mod pump;
 mod ready;
+mod said;
 mod sessions;
+mod suspects;
 
-pub use moving::{CancelMoving, ListMoving, MovingView, WhereIs};
+pub use messages::*;
+pub use moving::{CancelMoving, Holds, HoldsWhich, ListMoving, MovingView, WhereIs};
 use moving::{Moving, Stage};
 use ready::{LaneKey, Ready, ReadyJob};
+use said::Said;
+pub(crate) use said::kept_until;
 use sessions::Sessions;
+use suspects::Suspects;
 
 /// How often jobs that could not go are looked at without a reason.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// A job that stood so long in others' way is parked in the outbox.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// Nothing is ready for longer than this: the broker closes the channel of a delivery that is not acked for half an hour,
 /// and a claim keeps others from it.
 const READY_MAX: Duration = Duration::from_secs(600);
-/// A destination that made others wait is not waited for again so soon: what follows is parked at once.
-const SLOW_FOR: Duration = Duration::from_secs(60);
 /// Rows that need no credit (cancelled, expired, nobody's) are claimed even when there is none, so many at a time.
 const APPETITE_MIN: usize = 16;
 /// So many of them may be ready besides what is leased.
@@ -68,153 +75,13 @@ const READY_CLAIMS_MAX: usize = 128;
 /// Why a drain parks.
 const GOING_DOWN: &str = "moved here because its spooler was going down";
 
-/// The pick's own reserve is over all credit; ours is per transport ([`sessions`]).
-const PLENTY: Credit = Credit { free: 1, total: 1 };
-/// What a transport said of a message that nobody claimed meanwhile is forgotten after this; its deadline then decides.
-const SAID_FOR: Duration = Duration::from_secs(300);
-/// Of so many messages at most.
-const SAID_MAX: usize = 20_000;
-
 /// What one submitted message occupies, by destination.
 type Tickets = Vec<(Arc<str>, Ticket)>;
-
-/// Messages obtained by claims.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Jobs(pub Vec<Job>);
-
-/// Deliveries from the spool.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Leases(pub Vec<Lease>);
-
-/// A consumer ended without our wish.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct LeaseEnded(pub SpoolClass);
-
-/// A new incarnation of the link: leases may be taken.
-#[derive(Message, Clone, Copy)]
-#[rtype(result = "()")]
-pub struct BeginTerm(pub Incarnation);
-
-/// The incarnation is over: everything in process is dropped.
-#[derive(Message, Clone, Copy)]
-#[rtype(result = "()")]
-pub struct EndTerm;
-
-/// How much the outbox may claim now.
-#[derive(Message)]
-#[rtype(result = "Hunger")]
-pub struct Appetite;
-
-/// The answer.
-#[derive(Debug, Default, actix::MessageResponse)]
-pub struct Hunger {
-    /// At most so many rows.
-    pub limit: usize,
-    /// Not those of these.
-    pub excluded: Vec<(String, Option<String>)>,
-}
-
-/// A session can be used.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct SessionOpened {
-    /// Which.
-    pub key: SessionKey,
-    /// Its transport.
-    pub transport: String,
-    /// For people.
-    pub agent: String,
-    /// When, in the order of this process.
-    pub opened: Ordinal,
-    /// How much may be outstanding.
-    pub credit: u32,
-    /// Whom to tell.
-    pub addr: Addr<Session>,
-}
-
-/// A session has ended. Its jobs come back through the recorder. Answered by [`session::Farewell`]: what had been submitted
-/// to it before this is in its mailbox, and comes back first.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct SessionClosed {
-    /// With which agent.
-    pub key: SessionKey,
-    /// Which of its sessions; `None`: it never stood.
-    pub opened: Option<Ordinal>,
-    /// Whom to answer.
-    pub addr: Addr<Session>,
-}
-
-/// What a transport takes.
-#[derive(Message, Clone)]
-#[rtype(result = "()")]
-pub struct TakesAddresses {
-    /// Which transport.
-    pub transport: String,
-    /// What.
-    pub types: AddressTypes,
-}
-
-/// A status row: the credit, and whether messages may be submitted.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct SessionStatus {
-    /// Which session.
-    pub key: SessionKey,
-    /// How much may be outstanding.
-    pub credit: u32,
-    /// False after a critical error, or while the agent drains.
-    pub usable: bool,
-}
-
-/// SpoolerNotify(SENTDEFERRED): kept until the message is claimed, by this spooler or by another one that heard it too.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct SentDeferred {
-    /// Which message.
-    pub id: MessageId,
-    /// Who says it.
-    pub transport: String,
-    /// What became of its recipients; none: it is wanted again.
-    pub statuses: Vec<(RecipientIndex, RecipientStatus)>,
-}
-
-/// Somebody else decides about this message: it does not move here any more.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Forget(pub MessageId);
-
-/// An attempt has left its session; what it held at its destinations is free.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct AttemptOver {
-    /// Which message, under which fence.
-    pub tenancy: Tenancy,
-    /// What it means for its destinations.
-    pub results: Vec<(Arc<str>, Reach)>,
-}
-
-/// The store cannot be written (true), or can again (false).
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct StoreTrouble(pub bool);
-
-/// No new work from now on.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Drain;
-
-/// How many messages are in process: ready, submitted, and being recorded.
-#[derive(Message)]
-#[rtype(result = "(usize, Vec<String>)")]
-pub struct InProcess;
 
 /// The actor.
 pub struct Dispatcher {
     config: Arc<Config>,
+    name: String,
     link: Link,
     ordinals: Ordinals,
     recorder: Addr<Recorder>,
@@ -223,9 +90,10 @@ pub struct Dispatcher {
     sessions: Sessions,
     destinations: Destinations,
     ready: Ready,
+    suspects: Suspects,
     pick: Pick,
     slow: HashMap<LaneKey, Instant>,
-    sent_deferred: HashMap<MessageId, (SentDeferred, Instant)>,
+    said: Said,
     moving: Moving,
     /// What submitted messages occupy. By fence too: a lease may still be under way when its twin is claimed.
     tickets: HashMap<Tenancy, (Arc<str>, Tickets)>,
@@ -246,6 +114,7 @@ impl Dispatcher {
             router: Router::new(config.transport_order()),
             destinations: Destinations::new(config.destinations.clone()),
             moving: Moving::new(config.spooler.name()),
+            name: config.spooler.name(),
             config,
             link,
             ordinals,
@@ -253,12 +122,13 @@ impl Dispatcher {
             term: None,
             sessions: Sessions::default(),
             ready: Ready::default(),
+            suspects: Suspects::default(),
             pick: Pick::new(Shares {
                 urgent_credit: 0,
                 ..Shares::default()
             }),
             slow: HashMap::new(),
-            sent_deferred: HashMap::new(),
+            said: Said::default(),
             tickets: HashMap::new(),
             leasing: false,
             store_trouble: false,
@@ -269,7 +139,7 @@ impl Dispatcher {
     /// Leases while somebody could take something and the store can record it; otherwise the backlog belongs in the broker.
     fn adjust_leasing(&mut self) {
         let wanted = self.term.is_some()
-            && !self.sessions.is_empty()
+            && self.sessions.any_sends()
             && !self.store_trouble
             && !self.draining;
         if wanted == self.leasing {
@@ -287,37 +157,6 @@ impl Dispatcher {
         }
     }
 
-    fn intake(&mut self, mut job: Job, now: UnixMillis) {
-        let id = job.id();
-        job.cancelled |= self.moving.is_cancelled(id);
-        if job.cancelled {
-            self.abort_deferred(&job);
-        }
-        if let Some((said, _)) = self.sent_deferred.remove(&id) {
-            let happened = Happened::SentDeferred {
-                transport: said.transport,
-                statuses: said.statuses,
-            };
-            return self.conclude(job, happened);
-        }
-        if job.dropped {
-            let reason = "given up by the administrator".to_owned();
-            return self.conclude(job, Happened::GivenUp { reason });
-        }
-        let envelope = job.message.envelope.clone();
-        let case = Case {
-            envelope: &envelope,
-            schedule: &self.config.schedule,
-            router: &self.router,
-            cancelled: job.cancelled,
-            now,
-        };
-        match verdict::next(&case, &job.progress) {
-            Next::Submit(plan) => self.enqueue(job, plan, now),
-            Next::Decide => self.conclude(job, Happened::Nothing),
-        }
-    }
-
     /// Told to the recorder as well: its verdicts say what a message waits for.
     fn set_available(&mut self, transport: &str, available: bool) {
         self.router.set_available(transport, available);
@@ -325,87 +164,6 @@ impl Dispatcher {
             transport: transport.to_owned(),
             available,
         });
-    }
-
-    /// Transports that keep recipients of a cancelled message forget them.
-    fn abort_deferred(&self, job: &Job) {
-        let mut told: Vec<&str> = Vec::new();
-        for known in &job.progress.recipients {
-            let kept = matches!(known.state, RecipientState::Kept { .. });
-            if let (true, Some(transport)) = (kept, known.transport.as_deref())
-                && !told.contains(&transport)
-            {
-                told.push(transport);
-                let tenancy = job.tenure.tenancy();
-                self.sessions.abort_deferred(transport, tenancy);
-            }
-        }
-    }
-
-    /// Into its lane, unless everything it is for is given a rest.
-    fn enqueue(&mut self, job: Job, plan: Plan, now: UnixMillis) {
-        if self.draining {
-            // Delivered or claimed just before the drain began, or adopted since.
-            let recipients = plan.recipients.into_iter().map(|it| (it, now)).collect();
-            let reason = GOING_DOWN.to_owned();
-            return self.conclude(job, Happened::Parked { reason, recipients });
-        }
-        let transport: Arc<str> = plan.transport.as_str().into();
-        let (mut considered, mut resting) = (Vec::new(), Vec::new());
-        let mut lane = None;
-        for index in plan.recipients {
-            let recipient = &job.message.envelope.recipients[index.get()];
-            let destination = router::destination(recipient);
-            match self.destinations.may_start(now, &transport, destination) {
-                MayStart::ClosedUntil(until) => resting.push((index, until)),
-                MayStart::Yes | MayStart::Full => {
-                    considered.push(index);
-                    lane.get_or_insert_with(|| Arc::<str>::from(destination));
-                }
-            }
-        }
-        let Some(destination) = lane else {
-            let reason = format!("{transport} gives its destination a rest");
-            return self.conclude(
-                job,
-                Happened::Parked {
-                    reason,
-                    recipients: resting,
-                },
-            );
-        };
-        let key = LaneKey {
-            transport,
-            destination,
-        };
-        self.moving.stage(
-            job.id(),
-            Stage::Ready {
-                transport: key.transport.clone(),
-            },
-        );
-        let (queued, begin_deferred) = (Instant::now(), plan.begin_deferred);
-        self.ready.push(
-            key,
-            ReadyJob {
-                job,
-                considered,
-                begin_deferred,
-                queued,
-            },
-        );
-    }
-
-    /// A transport is away: what was ready for it waits in the outbox, or goes to the next one.
-    fn reconsider(&mut self, transport: &str) {
-        let now = UnixMillis::now();
-        for key in self.ready.keys() {
-            if &*key.transport == transport {
-                for ready in self.ready.take_older(&key, Instant::now()) {
-                    self.intake(ready.job, now);
-                }
-            }
-        }
     }
 
     /// Not now: back into (or for the first time into) the outbox.
@@ -430,180 +188,6 @@ impl Dispatcher {
             took,
         });
     }
-
-    /// Starts everything that can go now.
-    fn pump(&mut self) {
-        let now = UnixMillis::now();
-        let mut batches: HashMap<SessionKey, Vec<session::Submission>> = HashMap::new();
-        let mut parked = Vec::new();
-        loop {
-            let ready = Priority::ALL.map(|class| self.ready.has(class));
-            // Credit is looked at per transport, below.
-            let Some(class) = self.pick.next(ready, PLENTY) else {
-                break;
-            };
-            let Some(key) = self.ready.next_lane(class) else {
-                continue;
-            };
-            if !self.sessions.has_credit(&key.transport, class) {
-                continue;
-            }
-            match self
-                .destinations
-                .may_start(now, &key.transport, &key.destination)
-            {
-                MayStart::Yes => {}
-                MayStart::Full => continue,
-                MayStart::ClosedUntil(until) => {
-                    let reason = format!("{} is given a rest", shown(&key));
-                    let all = self.ready.take_older(&key, Instant::now());
-                    parked.extend(all.into_iter().map(|it| (it, reason.clone(), until)));
-                    continue;
-                }
-            }
-            let Some(ready) = self.ready.pop(&key, class) else {
-                continue;
-            };
-            self.ready.wake_lane(&key);
-            match self.sessions.choose(&key.transport, &ready.job.tenure) {
-                Some(session) => {
-                    let submission = self.start(ready, &key, session, now);
-                    batches.entry(session).or_default().push(submission);
-                }
-                None => {
-                    // Every session with credit was opened after the tenure was obtained: claim anew.
-                    let reason = "to be claimed anew for a session that is newer".to_owned();
-                    parked.push((ready, reason, now));
-                }
-            }
-        }
-        for (ready, reason, until) in parked {
-            self.park(ready, reason, until);
-        }
-        for (session, submissions) in batches {
-            self.sessions.submit(session, submissions);
-        }
-    }
-
-    fn start(
-        &mut self,
-        ready: ReadyJob,
-        key: &LaneKey,
-        session: SessionKey,
-        now: UnixMillis,
-    ) -> session::Submission {
-        let ReadyJob {
-            job,
-            mut considered,
-            begin_deferred,
-            ..
-        } = ready;
-        let mut destinations: Vec<Arc<str>> = vec![key.destination.clone()];
-        if considered.len() > 1 {
-            // Another destination that is full or closed keeps only its own recipients waiting.
-            let envelope = &job.message.envelope;
-            considered.retain(|index| {
-                let destination = router::destination(&envelope.recipients[index.get()]);
-                if destinations.iter().any(|it| **it == *destination) {
-                    return true;
-                }
-                let open = self
-                    .destinations
-                    .may_start(now, &key.transport, destination);
-                if open == MayStart::Yes {
-                    destinations.push(destination.into());
-                }
-                open == MayStart::Yes
-            });
-        }
-        let tickets = destinations
-            .iter()
-            .map(|it| {
-                (
-                    it.clone(),
-                    self.destinations.handle_started(now, &key.transport, it),
-                )
-            })
-            .collect();
-        let transport = key.transport.clone();
-        self.tickets
-            .insert(job.tenure.tenancy(), (transport.clone(), tickets));
-        self.sessions.spend(session);
-        let agent = self.sessions.agent(session);
-        let stage = Stage::Submitted {
-            transport,
-            agent,
-            session,
-        };
-        self.moving.stage(job.id(), stage);
-        session::Submission {
-            job,
-            considered,
-            begin_deferred,
-        }
-    }
-
-    /// Parks what stands in others' way: behind a full window or without credit, while somebody else could go.
-    fn park_the_slow(&mut self) {
-        let now = Instant::now();
-        self.slow.retain(|_, since| now - *since < SLOW_FOR);
-        let mut parked = Vec::new();
-        if let Some(until) = now.checked_sub(READY_MAX) {
-            for key in self.ready.keys() {
-                let taken = self.ready.take_older(&key, until);
-                let reason = format!("{} had no room for too long", shown(&key));
-                parked.extend(taken.into_iter().map(|it| (it, reason.clone())));
-            }
-        }
-        let crowded = self.ready.len() * 2 >= usize::from(self.config.spooler.prefetch.normal);
-        if crowded {
-            self.take_the_slow(now, &mut parked);
-        }
-        let now = UnixMillis::now();
-        for (ready, reason) in parked {
-            let until = now.after(Duration::from_millis(fastrand::u64(1_000..4_000)));
-            self.park(ready, reason, until);
-        }
-    }
-
-    fn take_the_slow(&mut self, now: Instant, parked: &mut Vec<(ReadyJob, String)>) {
-        for key in self.ready.keys() {
-            let credit = self.sessions.has_credit(&key.transport, Priority::Urgent);
-            if !credit && !self.sessions.any_credit() {
-                continue;
-            }
-            let patience = if self.slow.contains_key(&key) {
-                Duration::ZERO
-            } else {
-                PATIENCE
-            };
-            let Some(until) = now.checked_sub(patience) else {
-                continue;
-            };
-            let taken = self.ready.take_older(&key, until);
-            if !taken.is_empty() {
-                self.slow.insert(key.clone(), now);
-            }
-            let what = if credit {
-                "is busy"
-            } else {
-                "has no agent with credit"
-            };
-            parked.extend(
-                taken
-                    .into_iter()
-                    .map(|it| (it, format!("{} {what}", shown(&key)))),
-            );
-        }
-    }
-}
-
-fn shown(key: &LaneKey) -> String {
-    if key.destination.is_empty() {
-        key.transport.to_string()
-    } else {
-        format!("{} of {}", key.destination, key.transport)
-    }
 }
 
 impl Actor for Dispatcher {
@@ -613,10 +197,10 @@ impl Actor for Dispatcher {
         ctx.run_interval(LOOK_EVERY, |this, _| {
             this.ready.wake_all();
             this.pump();
+            this.try_a_suspect();
             this.park_the_slow();
             this.moving.forget_marks();
-            this.sent_deferred
-                .retain(|_, (_, at)| at.elapsed() < SAID_FOR);
+            this.said.forget_old(UnixMillis::now());
         });
     }
 }
@@ -645,7 +229,7 @@ impl Handler<EndTerm> for Dispatcher {
             self.set_available(&transport, false);
         }
         self.adjust_leasing();
-        let dropped = self.ready.drain().len();
+        let dropped = self.ready.drain().len() + self.suspects.clear();
         self.destinations = Destinations::new(self.config.destinations.clone());
         self.tickets.clear();
         self.moving.clear();
@@ -658,65 +242,6 @@ impl Handler<EndTerm> for Dispatcher {
     }
 }
 
-impl Handler<Leases> for Dispatcher {
-    type Result = ();
-
-    fn handle(&mut self, Leases(leases): Leases, _: &mut Self::Context) {
-        let now = UnixMillis::now();
-        for lease in leases {
-            if self.term.is_some_and(|it| it != lease.tag.incarnation) {
-                // It comes again.
-                continue;
-            }
-            let id = lease.message.envelope.id;
-            let since = self.ordinals.next();
-            let unrouted = lease.tag.class == SpoolClass::Unrouted;
-            let marked = lease.marked || unrouted;
-            match Tenure::leased(id, lease.redelivered, marked, lease.tag, since) {
-                Some(tenure) => {
-                    let envelope = &lease.message.envelope;
-                    let mut progress = Progress::fresh(envelope.recipients.len());
-                    let origin = format!("{} {}", envelope.source.door, envelope.source.client);
-                    progress.note(envelope.submitted_at, "accepted", origin.trim());
-                    progress.note(now, "leased", self.config.spooler.name());
-                    self.moving
-                        .begin(id, tenure.fence(), &lease.message.envelope, now);
-                    let (message, since) = (lease.message, Instant::now());
-                    let job = Job {
-                        tenure,
-                        message,
-                        progress,
-                        cancelled: false,
-                        dropped: false,
-                        doubt: false,
-                        since,
-                    };
-                    self.intake(job, now);
-                }
-                None => self.recorder.do_send(Move(lease)),
-            }
-        }
-        self.pump();
-    }
-}
-
-impl Handler<Jobs> for Dispatcher {
-    type Result = ();
-
-    fn handle(&mut self, Jobs(jobs): Jobs, _: &mut Self::Context) {
-        let now = UnixMillis::now();
-        for job in jobs {
-            if self.term != Some(job.tenure.holder()) {
-                continue;
-            }
-            self.moving
-                .begin(job.id(), job.tenure.fence(), &job.message.envelope, now);
-            self.intake(job, now);
-        }
-        self.pump();
-    }
-}
-
 impl Handler<Appetite> for Dispatcher {
     type Result = Hunger;
 
@@ -725,16 +250,19 @@ impl Handler<Appetite> for Dispatcher {
             return Hunger::default();
         }
         let free = self.sessions.free_credit();
-        let limit = free.saturating_sub(self.ready.len());
+        let limit = free.saturating_sub(self.ready.len() + self.suspects.len());
         // What is claimed without credit adds up, so there is an end to it.
         let prefetch = SpoolClass::ALL.map(|it| usize::from(self.config.spooler.prefetch.of(it)));
         let roof = prefetch.iter().sum::<usize>() + READY_CLAIMS_MAX;
-        let least = if self.ready.len() < roof {
+        let least = if self.ready.len() + self.suspects.len() < roof {
             APPETITE_MIN
         } else {
             0
         };
-        let without = |name: &&str| !self.sessions.has_credit(name, Priority::Normal);
+        // One that only brings mail in never has credit, and what has waited for its word waits for it no more.
+        let without = |name: &&str| {
+            !self.sessions.has_credit(name, Priority::Normal) && !self.router.takes_nobody(name)
+        };
         let names = self.config.transports.iter().map(|it| it.name.as_str());
         let mut excluded: Vec<(String, Option<String>)> = names
             .filter(without)
@@ -757,7 +285,8 @@ impl Handler<SessionOpened> for Dispatcher {
     fn handle(&mut self, opened: SessionOpened, _: &mut Self::Context) {
         let transport = opened.transport.clone();
         self.sessions.open(opened);
-        self.set_available(&transport, true);
+        let available = self.sessions.is_available(&transport);
+        self.set_available(&transport, available);
         self.adjust_leasing();
         self.ready.wake_transport(&transport);
         self.pump();
@@ -806,6 +335,9 @@ impl Handler<AttemptOver> for Dispatcher {
 
     fn handle(&mut self, over: AttemptOver, _: &mut Self::Context) {
         let now = UnixMillis::now();
+        if let Some(session) = self.suspects.handle_over(over.tenancy) {
+            self.sessions.release(session);
+        }
         let Some((transport, tickets)) = self.tickets.remove(&over.tenancy) else {
             return;
         };
@@ -828,19 +360,7 @@ impl Handler<SentDeferred> for Dispatcher {
     type Result = ();
 
     fn handle(&mut self, said: SentDeferred, _: &mut Self::Context) {
-        let now = Instant::now();
-        let full = self.sent_deferred.len() >= SAID_MAX;
-        match self.sent_deferred.get_mut(&said.id) {
-            // It says more than fits into one frame.
-            Some((known, at)) if known.transport == said.transport => {
-                known.statuses.extend(said.statuses);
-                *at = now;
-            }
-            None if full => {}
-            _ => {
-                self.sent_deferred.insert(said.id, (said, now));
-            }
-        }
+        self.said.hear(said);
     }
 }
 
@@ -919,7 +439,7 @@ impl Handler<Drain> for Dispatcher {
         self.draining = true;
         self.adjust_leasing();
         let now = UnixMillis::now();
-        for ready in self.ready.drain() {
+        for ready in self.ready.drain().into_iter().chain(self.suspects.drain()) {
             self.park(ready, GOING_DOWN.to_owned(), now);
         }
     }

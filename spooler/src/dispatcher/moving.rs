@@ -1,7 +1,7 @@
 //! What moves here: where every message in process is, for `trace`, `why`, `queue` and `cancel`.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,6 +10,7 @@ use actix::{Context, Handler, Message};
 use pombo_proto::{
     control::{QueueFilter, QueueRow},
     ids::{Fence, MessageId},
+    ledger::DoorNumber,
     message::Envelope,
     time::UnixMillis,
     verbs::Tenancy,
@@ -181,6 +182,10 @@ impl Moving {
         {
             return Vec::new();
         }
+        if filter.in_doubt {
+            // The store knows.
+            return Vec::new();
+        }
         let limit = if filter.limit == 0 {
             LIST_DEFAULT
         } else {
@@ -240,6 +245,37 @@ impl Handler<ListMoving> for Dispatcher {
     }
 }
 
+/// Which of these numbers move here, and how many deliveries do.
+#[derive(Message)]
+#[rtype(result = "Holds")]
+pub struct HoldsWhich(pub Vec<DoorNumber>);
+
+/// The answer.
+#[derive(Debug, Default, actix::MessageResponse)]
+pub struct Holds {
+    /// Those that move here.
+    pub held: Vec<DoorNumber>,
+    /// Deliveries that are leased and not acked, but for those on their way into the outbox.
+    pub leased: u64,
+}
+
+impl Handler<HoldsWhich> for Dispatcher {
+    type Result = Holds;
+
+    fn handle(&mut self, HoldsWhich(numbers): HoldsWhich, _: &mut Context<Self>) -> Self::Result {
+        let leases = self.moving.entries.values();
+        let leased = leases.filter(|entry| entry.fence == Fence(0)).count() as u64;
+        let mut held = Vec::new();
+        if !numbers.is_empty() {
+            let mine = self.moving.entries.keys().copied();
+            let mine: HashSet<DoorNumber> = mine.filter_map(DoorNumber::of).collect();
+            held = numbers;
+            held.retain(|number| mine.contains(number));
+        }
+        Holds { held, leased }
+    }
+}
+
 /// Cancel it if it moves here, and remember the mark. True if it moves here.
 #[derive(Message)]
 #[rtype(result = "bool")]
@@ -252,7 +288,8 @@ impl Handler<CancelMoving> for Dispatcher {
         if self.moving.marks.len() < MARKS_MAX {
             self.moving.marks.insert(id, Instant::now());
         }
-        if let Some(ReadyJob { mut job, .. }) = self.ready.take(id) {
+        let ready = self.ready.take(id).or_else(|| self.suspects.take(id));
+        if let Some(ReadyJob { mut job, .. }) = ready {
             job.cancelled = true;
             self.conclude(job, Happened::Nothing);
             return true;

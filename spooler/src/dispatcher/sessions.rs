@@ -27,12 +27,15 @@ struct View {
     credit: u32,
     outstanding: u32,
     usable: bool,
+    /// Kept for one message alone.
+    reserved: bool,
+    sends: bool,
     addr: Addr<Session>,
 }
 
 impl View {
     fn free(&self) -> u32 {
-        if self.usable {
+        if self.usable && self.sends && !self.reserved {
             self.credit.saturating_sub(self.outstanding)
         } else {
             0
@@ -55,6 +58,8 @@ impl Sessions {
             credit: opened.credit,
             outstanding: 0,
             usable: true,
+            reserved: false,
+            sends: opened.sends,
             addr: opened.addr,
         };
         self.views.insert(opened.key, view);
@@ -68,16 +73,18 @@ impl Sessions {
         self.views.remove(&key).map(|view| view.transport)
     }
 
+    /// Whether a transport has a session that messages may go to.
     pub fn is_available(&self, transport: &str) -> bool {
-        self.of(transport).next().is_some()
+        self.of(transport).any(|(_, view)| view.sends)
     }
 
     pub fn clear(&mut self) {
         self.views.clear();
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.views.is_empty()
+    /// Whether any session may be given messages.
+    pub fn any_sends(&self) -> bool {
+        self.views.values().any(|view| view.sends)
     }
 
     /// Takes a status row's credit; names the transport if that may let something go.
@@ -123,6 +130,33 @@ impl Sessions {
             .filter(|(_, view)| view.free() > 0 && tenure.may_use_session(view.opened))
             .max_by_key(|(_, view)| view.free())
             .map(|(key, _)| *key)
+    }
+
+    /// Keeps a session for one message alone: the one that has least to finish before.
+    pub fn reserve(&mut self, transport: &str, tenure: &Tenure) -> Option<SessionKey> {
+        let fits = |view: &View| {
+            view.transport == transport
+                && view.usable
+                && view.sends
+                && view.credit > 0
+                && tenure.may_use_session(view.opened)
+        };
+        let candidates = self.views.iter_mut().filter(|(_, view)| fits(view));
+        let (key, view) = candidates.min_by_key(|(_, view)| view.outstanding)?;
+        view.reserved = true;
+        Some(*key)
+    }
+
+    /// Whether nothing is submitted in a session; `None`: there is no such session any more.
+    pub fn is_idle(&self, key: SessionKey) -> Option<bool> {
+        self.views.get(&key).map(|view| view.outstanding == 0)
+    }
+
+    /// Everybody may use it again.
+    pub fn release(&mut self, key: SessionKey) {
+        if let Some(view) = self.views.get_mut(&key) {
+            view.reserved = false;
+        }
     }
 
     pub fn spend(&mut self, key: SessionKey) {

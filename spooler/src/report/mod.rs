@@ -21,6 +21,7 @@ mod text;
 
 use bytes::Bytes;
 use mail_parser::{DateTime, MessageParser};
+use memchr::memchr;
 use pombo_proto::{
     frame::encode_message,
     ids::{MessageId, RecipientIndex},
@@ -338,7 +339,7 @@ fn diagnostic_code(status: EnhancedStatus) -> i32 {
 fn header_of(head: &[u8]) -> &[u8] {
     let head = &head[..head.len().min(HEADER_BYTES_MAX)];
     let mut at = 0;
-    while let Some(length) = head[at..].iter().position(|byte| *byte == b'\n') {
+    while let Some(length) = memchr(b'\n', &head[at..]) {
         let line = &head[at..at + length];
         if line.is_empty() || line == b"\r" {
             return &head[..at];

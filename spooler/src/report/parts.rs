@@ -1,11 +1,15 @@
 //! The parts of a multipart/report, and how they are put together.
 
+use std::collections::HashSet;
+
+use memchr::memmem;
+use pombo_proto::message::SMTP;
+
 use super::{
     About, Rendered, Report, date, header_of,
     text::{self, Needs, field, paragraph},
 };
 use crate::{progress::RecipientState, verdict::ReportKind};
-use pombo_proto::message::SMTP;
 
 /// People read the first of very many; programs get all.
 const SHOWN_MAX: usize = 100;
@@ -173,10 +177,9 @@ impl Part {
     fn encoded(content_type: &'static str, description: &'static str, body: Vec<u8>) -> Self {
         let (transfer, body) = match text::needs(&body) {
             Needs::SevenBit => ("7bit", body),
-            Needs::EightBit | Needs::Encoding => (
-                "quoted-printable",
-                text::quoted_printable(&body).into_bytes(),
-            ),
+            Needs::EightBit | Needs::Encoding => {
+                ("quoted-printable", text::quoted_printable(&body))
+            }
         };
         Self {
             content_type,
@@ -284,22 +287,43 @@ fn header(report: &Report<'_>, boundary: &str, eight_bit: bool) -> String {
     out
 }
 
-/// A boundary that occurs in no part. `=_` never does in quoted-printable.
+/// A boundary that occurs in no part; `=_` never does in quoted-printable. Found in one pass: whoever knows the id can put as
+/// many boundaries in the way as there is room for.
 fn boundary(report: &Report<'_>, parts: &[Part]) -> String {
-    let mut boundary = format!("=_{}", report.reporter.id);
-    let occurs = |boundary: &str| {
-        let boundary = boundary.as_bytes();
-        parts.iter().any(|part| {
-            part.body
-                .windows(boundary.len())
-                .any(|window| window == boundary)
-        })
-    };
-    // Whoever knows the id can put one boundary in the way, and a next one, but not one for each length up to 70.
-    let mut turn = 0_u64;
-    while occurs(&boundary) {
-        turn += 1;
-        boundary = format!("=_{}_{turn}", report.reporter.id);
+    let stem = format!("=_{}", report.reporter.id);
+    let finder = memmem::Finder::new(&stem);
+    let mut occurs = false;
+    let mut taken = HashSet::new();
+    for part in parts {
+        for at in finder.find_iter(&part.body) {
+            occurs = true;
+            take_turns(&part.body[at + stem.len()..], &mut taken);
+        }
     }
-    boundary
+    if !occurs {
+        return stem;
+    }
+    let mut turn = 1;
+    while taken.contains(&turn) {
+        turn += 1;
+    }
+    format!("{stem}_{turn}")
+}
+
+/// Longer numbers are never reached: a part would have to hold all shorter ones.
+const TURN_DIGITS_MAX: usize = 9;
+
+/// Adds every number that stands at the start of what follows the boundary's stem: in `_12`, both 12 and 1.
+fn take_turns(rest: &[u8], taken: &mut HashSet<u32>) {
+    let digits = rest.strip_prefix(b"_").unwrap_or_default();
+    let digits = digits.iter().take_while(|byte| byte.is_ascii_digit());
+    let mut turn = 0;
+    for digit in digits.take(TURN_DIGITS_MAX) {
+        turn = turn * 10 + u32::from(digit - b'0');
+        // A leading zero is in no number of ours.
+        if turn == 0 {
+            return;
+        }
+        taken.insert(turn);
+    }
 }

@@ -1,21 +1,34 @@
 //! Texts of others made harmless, and lines made short enough.
 
+use memchr::{memchr3, memmem};
+
 /// Lines of text and header fields are folded at this width (RFC 5322 2.1.1).
 const WIDTH: usize = 76;
-/// No line may be longer than 998 octets (RFC 5321 4.5.3.1.6); a word longer than this is cut in two.
+/// Without CRLF (RFC 5321 4.5.3.1.6).
+const LINE_BYTES_MAX: usize = 998;
+/// So that no line becomes longer than that, a word longer than this is cut in two.
 const WORD_BYTES_MAX: usize = 900;
 
 /// One line: control characters, line and paragraph separators become spaces, runs of spaces one. Characters that turn
 /// the direction of writing are dropped, since they can make one address look like another.
 pub(super) fn line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for character in text.chars() {
+    let mut rest = text;
+    loop {
+        // Most is plain: it is copied a word at a time.
+        let word = rest.bytes().take_while(u8::is_ascii_graphic).count();
+        out.push_str(&rest[..word]);
+        rest = &rest[word..];
+        let Some(character) = rest.chars().next() else {
+            break;
+        };
         match character {
             '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' => {}
             '\u{2028}' | '\u{2029}' => push_space(&mut out),
             other if other.is_control() || other == ' ' => push_space(&mut out),
             other => out.push(other),
         }
+        rest = &rest[character.len_utf8()..];
     }
     out.truncate(out.trim_end().len());
     out
@@ -105,56 +118,68 @@ fn wrap(out: &mut String, mut column: usize, text: &str, join: &str) {
 /// All line ends as CRLF; NUL is dropped.
 pub(super) fn with_crlf(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len() + bytes.len() / 32);
-    let mut rest = bytes.iter().copied().peekable();
-    while let Some(byte) = rest.next() {
-        match byte {
-            b'\r' => {
-                rest.next_if_eq(&b'\n');
-                out.extend_from_slice(b"\r\n");
-            }
-            b'\n' => out.extend_from_slice(b"\r\n"),
-            0 => {}
-            other => out.push(other),
+    let mut rest = bytes;
+    while let Some(at) = memchr3(b'\r', b'\n', 0, rest) {
+        out.extend_from_slice(&rest[..at]);
+        let end = &rest[at..];
+        let length = if end.starts_with(b"\r\n") { 2 } else { 1 };
+        if end[0] != 0 {
+            out.extend_from_slice(b"\r\n");
         }
+        rest = &end[length..];
     }
+    out.extend_from_slice(rest);
     out
 }
 
 /// Quoted-printable (RFC 2045 6.7) of text with CRLF line ends.
-pub(super) fn quoted_printable(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len() + bytes.len() / 4);
-    let mut column = 0;
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let ends = bytes[at..].starts_with(b"\r\n");
-        if ends {
-            out.push_str("\r\n");
-            (at, column) = (at + 2, 0);
-            continue;
-        }
-        let last = bytes.get(at + 1).is_none() || bytes[at + 1..].starts_with(b"\r\n");
-        let plain = match byte {
-            b'=' => false,
-            b' ' | b'\t' => !last,
-            other => other.is_ascii_graphic(),
+pub(super) fn quoted_printable(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len() + bytes.len() / 4);
+    let mut rest = bytes;
+    loop {
+        let end = memmem::find(rest, b"\r\n");
+        quoted_line(&mut out, &rest[..end.unwrap_or(rest.len())]);
+        let Some(end) = end else {
+            return out;
         };
-        let length = if plain { 1 } else { 3 };
-        if column + length > WIDTH - 1 {
-            out.push_str("=\r\n");
+        out.extend_from_slice(b"\r\n");
+        rest = &rest[end + 2..];
+    }
+}
+
+fn quoted_line(out: &mut Vec<u8>, mut line: &[u8]) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    // One place is for the `=` of a soft line end.
+    const ROOM: usize = WIDTH - 1;
+    let mut column = 0;
+    while let Some((&first, after)) = line.split_first() {
+        let is_plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b'=';
+        let is_space = matches!(first, b' ' | b'\t') && !after.is_empty();
+        let plain = match is_space {
+            true => 1,
+            false => line
+                .iter()
+                .take(ROOM)
+                .take_while(|byte| is_plain(byte))
+                .count(),
+        };
+        let length = if plain == 0 { 3 } else { 1 };
+        if column + length > ROOM {
+            out.extend_from_slice(b"=\r\n");
             column = 0;
         }
-        if plain {
-            out.push(char::from(byte));
+        if plain == 0 {
+            let digits = [first >> 4, first & 15].map(|digit| HEX[usize::from(digit)]);
+            out.extend_from_slice(&[b'=', digits[0], digits[1]]);
+            column += 3;
+            line = after;
         } else {
-            const HEX: &[u8; 16] = b"0123456789ABCDEF";
-            out.push('=');
-            out.push(char::from(HEX[usize::from(byte >> 4)]));
-            out.push(char::from(HEX[usize::from(byte & 15)]));
+            let (run, after) = line.split_at(plain.min(ROOM - column));
+            out.extend_from_slice(run);
+            column += run.len();
+            line = after;
         }
-        column += length;
-        at += 1;
     }
-    out
 }
 
 /// What a body needs on its way (RFC 2045 2.7, 2.8).
@@ -167,25 +192,17 @@ pub(super) enum Needs {
 }
 
 pub(super) fn needs(bytes: &[u8]) -> Needs {
-    let mut length = 0;
-    let mut previous = 0;
-    for &byte in bytes {
-        match byte {
-            0 => return Needs::Encoding,
-            b'\n' if previous != b'\r' => return Needs::Encoding,
-            b'\n' => length = 0,
-            _ if previous == b'\r' => return Needs::Encoding,
-            b'\r' => {}
-            _ => length += 1,
-        }
-        if length > 998 {
+    let mut rest = bytes;
+    loop {
+        let end = memchr3(0, b'\r', b'\n', rest);
+        if end.unwrap_or(rest.len()) > LINE_BYTES_MAX {
             return Needs::Encoding;
         }
-        previous = byte;
-    }
-    match (previous == b'\r', bytes.is_ascii()) {
-        (true, _) => Needs::Encoding,
-        (false, true) => Needs::SevenBit,
-        (false, false) => Needs::EightBit,
+        match end {
+            None if bytes.is_ascii() => return Needs::SevenBit,
+            None => return Needs::EightBit,
+            Some(end) if rest[end..].starts_with(b"\r\n") => rest = &rest[end + 2..],
+            Some(_) => return Needs::Encoding,
+        }
     }
 }

@@ -4,34 +4,47 @@ use std::time::{Duration, Instant};
 
 use actix::{AsyncContext, Context};
 use pombo_proto::{
+    door, frame,
     ids::{Correlation, MessageId, RecipientIndex},
     outcome::RecipientStatus,
+    time::UnixMillis,
     verbs::{
-        AddressTypes, Logon, LogonAccepted, LogonError, SpoolerNotification, StatusRow, Tenancy,
-        TransportNotification, VERSIONS, Verb,
+        AddressTypes, Flush, Logon, LogonAccepted, LogonError, SpoolerNotification, StatusRow,
+        Tenancy, TransportNotification, VERSIONS, Validation, Verb,
     },
 };
+use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::{Life, Session};
 use crate::{
     adoption,
-    dispatcher::{SentDeferred, SessionOpened, SessionStatus, TakesAddresses},
+    dispatcher::{SentDeferred, SessionOpened, SessionStatus, TakesAddresses, kept_until},
+    ledger::DoorSaid,
     outbox::MakeDue,
+    progress::Progress,
     reception,
+    store::DoorReport,
 };
 
 /// Idle comes only after so long without anything else.
 const IDLE_AFTER: Duration = Duration::from_secs(5);
 /// A poll that is not answered within this is asked again.
 const POLL_MAX: Duration = Duration::from_secs(60);
+/// A look-up that failed is repeated after this.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
 
 impl Session {
+    /// What the configuration says of this transport. The switchboard opens no session of one that it does not name.
+    fn settings(&self) -> Option<&crate::config::Transport> {
+        self.parts.config.transport(&self.peer.transport)
+    }
+
     pub(super) fn logon(&mut self) {
         let logon = Logon {
             versions: VERSIONS,
             spooler: self.parts.config.spooler.name(),
-            no_connect: false,
+            no_connect: self.settings().is_some_and(|it| !it.connect),
             // Logon itself always comes closed; BEGIN follows once the session stands.
             no_inbound: true,
             no_outbound: true,
@@ -50,6 +63,7 @@ impl Session {
         }
         match reply {
             Ok(accepted) => {
+                self.out.agree(accepted.version);
                 self.accepted = Some(accepted);
                 self.life = Life::AwaitingAddressTypes;
                 self.ask(Verb::AddressTypes);
@@ -62,14 +76,23 @@ impl Session {
         }
     }
 
-    pub(super) fn address_types_replied(&mut self, types: AddressTypes) {
+    pub(super) fn address_types_replied(&mut self, types: AddressTypes, ctx: &mut Context<Self>) {
         let transport = self.peer.transport.clone();
         debug!(transport, ?types, "address types");
-        let takes = TakesAddresses { transport, types };
+        let takes = TakesAddresses {
+            instance: self.peer.instance,
+            transport,
+            types,
+        };
         self.parts.recorder.do_send(takes.clone());
         self.parts.adoption.do_send(takes.clone());
         self.parts.dispatcher.do_send(takes);
         if self.life == Life::AwaitingAddressTypes {
+            if !self.peer.horizon.holds() {
+                // What is submitted here could meet others who have not seen this agent in the store for long.
+                ctx.notify(super::End("logon took too long"));
+                return;
+            }
             self.open();
         }
     }
@@ -83,10 +106,22 @@ impl Session {
         let opened = self.parts.ordinals.next();
         self.opened = Some(opened);
         self.status.credit = credit;
-        self.notify(TransportNotification::BeginInbound);
-        self.notify(TransportNotification::BeginOutbound);
+        if self.holds_doubt() {
+            self.say(Verb::AskAtTheDot);
+        }
+        let receives = self.settings().is_some_and(|it| it.receives());
+        let sends = self.settings().is_some_and(|it| it.sends());
+        if receives {
+            self.notify(TransportNotification::BeginInbound);
+        }
+        if sends {
+            self.notify(TransportNotification::BeginOutbound);
+        }
         let transport = self.peer.transport.clone();
-        info!(transport, agent = %self.peer.instance, host = self.peer.host, credit, version, "session opened");
+        info!(
+            transport, agent = %self.peer.instance, host = self.peer.host, credit, version, receives, sends,
+            "session opened"
+        );
         let addr = self.this();
         self.parts.dispatcher.do_send(SessionOpened {
             key: self.peer.key,
@@ -94,6 +129,7 @@ impl Session {
             agent: format!("{} ({})", self.peer.host, self.peer.instance),
             opened,
             credit,
+            sends,
             addr: addr.clone(),
         });
         self.parts.adoption.do_send(adoption::Opened {
@@ -109,12 +145,22 @@ impl Session {
     }
 
     pub(super) fn status_row(&mut self, row: StatusRow) {
-        // Only a live incarnation answers: an agent without answers soon writes no final dot any more.
-        if self.parts.alive.holds() {
+        // Only a live incarnation answers, and only an agent whose counter in the store it keeps moving: an agent without answers
+        // soon writes no final dot any more.
+        let answered = self.peer.horizon.handle_row();
+        if answered && self.parts.alive.holds() {
             self.say(Verb::StatusAnswer { row: row.row });
         }
         if self.life != Life::Open {
             return;
+        }
+        if let Some(door) = row.door {
+            self.parts.ledger.do_send(DoorSaid(DoorReport {
+                door,
+                name: self.peer.transport.clone(),
+                confirmed: row.confirmed,
+                voided: door::runs(&row.voided),
+            }));
         }
         if !row.unsettled.is_empty() {
             self.settle_recorded(row.unsettled.clone());
@@ -151,14 +197,11 @@ impl Session {
         if !idle {
             self.busy = now;
         }
-        if self.critical_section || self.critical_error {
+        let offline = self.settings().is_none_or(|it| !it.connect);
+        if self.critical_section || self.critical_error || offline {
             return;
         }
-        let every = self
-            .parts
-            .config
-            .transport(&self.peer.transport)
-            .map(|it| it.poll_every);
+        let every = self.settings().map(|it| it.poll_every);
         let waiting = self.polled.is_some_and(|(correlation, at)| {
             let quiet = if correlation == Correlation(0) {
                 every
@@ -176,6 +219,43 @@ impl Session {
         if wants_idle && now - self.busy > IDLE_AFTER && now - self.idled > IDLE_AFTER {
             self.idled = now;
             self.say(Verb::Idle);
+        }
+    }
+
+    /// FlushQueues: a transport that is polled is asked at once.
+    pub(super) fn flush_queues(&mut self, flush: Flush) {
+        self.say(Verb::FlushQueues(flush));
+        let answered = |(correlation, _): (Correlation, Instant)| correlation == Correlation(0);
+        if flush.download && self.polled.is_some_and(answered) {
+            self.polled = None;
+        }
+        if self.life == Life::Open {
+            self.poll_and_idle();
+        }
+    }
+
+    /// ValidateState, because a person asks. Nothing comes if the session ends first.
+    pub(super) fn validate(&mut self) -> oneshot::Receiver<Validation> {
+        let (answer, answered) = oneshot::channel();
+        let verb = Verb::ValidateState {
+            config_changed: false,
+        };
+        let correlation = self.ask(verb);
+        // Who asked has stopped waiting for these.
+        self.validating.retain(|_, waits| !waits.is_closed());
+        self.validating.insert(correlation, answer);
+        answered
+    }
+
+    pub(super) fn validated(&mut self, correlation: Correlation, validation: Validation) {
+        debug!(
+            transport = self.peer.transport,
+            ?validation,
+            "validate_state returned"
+        );
+        if let Some(asked) = self.validating.remove(&correlation) {
+            // Whoever asked may have stopped waiting.
+            let _ = asked.send(validation);
         }
     }
 
@@ -221,14 +301,30 @@ impl Session {
         }
     }
 
-    /// Whoever claims the message next must know what was said of it; it is due now.
+    /// Whoever claims the message next must know what was said of it; it is due now. The agent says it once the attempt is
+    /// settled, so the store knows of the keep; if not, it is over.
     fn sent_deferred(&self, id: MessageId, statuses: Vec<(RecipientIndex, RecipientStatus)>) {
         let transport = self.peer.transport.clone();
         let (outbox, dispatcher) = (self.parts.outbox.clone(), self.parts.dispatcher.clone());
+        let store = self.parts.store.clone();
         actix::spawn(async move {
+            let row = loop {
+                match store.call(move |store| store.get(id)).await {
+                    Ok(row) => break row,
+                    Err(error) => warn!(%error, id = %id, "cannot look up what was kept"),
+                }
+                tokio::time::sleep(STORE_AGAIN).await;
+            };
+            let progress =
+                row.and_then(|row| frame::decode_all::<Progress>(&row.data.progress).ok());
+            let Some(until) = progress.and_then(|it| kept_until(&it, &transport)) else {
+                debug!(id = %id, transport, "said of a message that it does not keep");
+                return;
+            };
             let said = SentDeferred {
                 id,
                 transport,
+                until,
                 statuses,
             };
             if dispatcher.send(said).await.is_ok() {
@@ -245,10 +341,11 @@ impl Session {
             );
             return;
         }
+        self.peer.horizon.leave();
         let (store, instance) = (self.parts.store.clone(), self.peer.instance);
         actix::spawn(async move {
             if let Err(error) = store
-                .call(move |store| store.strike_instance(instance))
+                .call(move |store| store.strike_instance(UnixMillis::now(), instance, None))
                 .await
             {
                 debug!(%error, "cannot strike off an agent");

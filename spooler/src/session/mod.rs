@@ -6,28 +6,33 @@
 //!
 //! Spoken to by the switchboard (packets), the dispatcher (submissions, settlements), the adoption and the reception;
 //! speaks to all of them and to the recorder. What bounds it is the agent's credit and the reception's window. Everything
-//! arrives in order, or the session ends: a gap, a returned packet, NoSession, misbehaviour and silence are one thing.
+//! arrives in order, or the session ends: a gap, a returned packet, NoSession, misbehaviour and silence are one thing, except
+//! that what came back was never heard.
 
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, SpawnHandle};
+use actix::{
+    Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, ResponseFuture, SpawnHandle,
+};
 use pombo_proto::{
-    control::SessionRow,
+    control::{SessionRow, ValidationRow},
     frame::{Frame, Packet, Payload},
     gate::Permit,
     ids::{Correlation, Incarnation, Instance, MessageId, RecipientIndex},
     ladder::PeerMisbehaved,
     outbound::{self, Heard, Outbound},
     tenure::Ordinal,
-    verbs::{Flush, LogonAccepted, StatusRow, Tenancy, TransportNotification, Verb},
+    verbs::{Flush, LogonAccepted, StatusRow, Tenancy, TransportNotification, Validation, Verb},
 };
+use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use crate::{
     adoption, dispatcher,
+    horizon::Horizon,
     job::{Job, SessionKey},
     reception,
     recorder::Conclude,
@@ -36,6 +41,7 @@ use crate::{
 
 mod calls;
 mod inbound;
+mod notes;
 mod submission;
 
 use inbound::Receiving;
@@ -47,11 +53,11 @@ const TICK: Duration = Duration::from_millis(500);
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Logon and AddressTypes must be answered within this.
 const LOGON_MAX: Duration = Duration::from_secs(30);
+/// A person does not wait longer for ValidateState. Below the patience of `pombo`.
+const VALIDATE_MAX: Duration = Duration::from_secs(10);
 /// An attempt that takes longer no longer holds its lease: the broker closes the channel of a delivery that is not acked
 /// for half an hour.
 const LEASED_MAX: Duration = Duration::from_secs(600);
-/// An attempt that takes longer is asked to return. Beyond everything that SMTP's own time-outs allow for one message.
-const ATTEMPT_MAX: Duration = Duration::from_secs(2 * 3600);
 
 /// The other side of a session.
 #[derive(Clone, Debug)]
@@ -64,6 +70,8 @@ pub struct Peer {
     pub transport: String,
     /// Its host, for people.
     pub host: String,
+    /// Until when its status rows are answered.
+    pub horizon: Horizon,
 }
 
 /// A packet from the agent.
@@ -85,6 +93,8 @@ pub struct Submission {
     pub considered: Vec<RecipientIndex>,
     /// BEGIN_DEFERRED: the transport had kept it.
     pub begin_deferred: bool,
+    /// It is suspected of killing whoever has it: nothing else is submitted beside it, and that is noted before.
+    pub alone: bool,
 }
 
 /// CANCEL_MESSAGE for a message that may be under way here.
@@ -107,6 +117,11 @@ pub struct Settle(pub Vec<Tenancy>);
 #[rtype(result = "()")]
 pub struct Adopt(pub Vec<Tenancy>);
 
+/// CANCEL_MESSAGE for an attempt that is being adopted.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct CancelAdopted(pub Tenancy);
+
 /// EndMessage for an adopted attempt. The answer goes to the adoption.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -127,6 +142,11 @@ pub struct StartMessages(pub Vec<Permit>);
 #[rtype(result = "()")]
 pub struct FlushQueues(pub Flush);
 
+/// ValidateState, because a person asks.
+#[derive(Message)]
+#[rtype(result = "Option<ValidationRow>")]
+pub struct Validate;
+
 /// Our own publishes are held back, or no more: silence does not count meanwhile.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -141,6 +161,14 @@ pub struct Logoff;
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct End(pub &'static str);
+
+/// The agent's inbox is gone, and with it the session.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct InboxGone {
+    /// The number of the first frame that has come back.
+    pub unheard: Option<u64>,
+}
 
 /// The dispatcher knows that the session is over: nothing more will be submitted to it. An actor that stops drops what is in
 /// its mailbox, so a session stops only now.
@@ -180,9 +208,12 @@ pub struct Session {
     critical_section: bool,
     critical_error: bool,
     under_way: HashMap<MessageId, UnderWay>,
+    /// About to be tried alone, as soon as that is noted.
+    alone: HashMap<MessageId, Submission>,
     concluded: Vec<Conclude>,
     receiving: Receiving,
     polled: Option<(Correlation, Instant)>,
+    validating: HashMap<Correlation, oneshot::Sender<Validation>>,
     idled: Instant,
     busy: Instant,
     flush_timer: Option<SpawnHandle>,
@@ -218,9 +249,11 @@ impl Session {
             critical_section: false,
             critical_error: false,
             under_way: HashMap::new(),
+            alone: HashMap::new(),
             concluded: Vec::new(),
             receiving: Receiving::default(),
             polled: None,
+            validating: HashMap::new(),
             idled: now,
             busy: now,
             flush_timer: None,
@@ -229,6 +262,11 @@ impl Session {
 
     fn this(&self) -> Addr<Self> {
         self.me.clone()
+    }
+
+    /// For people.
+    fn agent(&self) -> String {
+        format!("{} {}", self.peer.host, self.peer.instance)
     }
 
     fn say(&mut self, verb: Verb) {
@@ -271,6 +309,7 @@ impl Session {
         }
         debug!(transport = self.peer.transport, agent = %self.peer.instance, reason, "ending the session");
         self.life = Life::Over;
+        self.validating.clear();
         let key = self.peer.key;
         self.parts.dispatcher.do_send(dispatcher::SessionClosed {
             key,
@@ -336,7 +375,7 @@ impl Session {
     ) -> Result<(), PeerMisbehaved> {
         match verb {
             Verb::LogonReply(reply) => self.logon_replied(reply, ctx),
-            Verb::AddressTypesReply(types) => self.address_types_replied(types),
+            Verb::AddressTypesReply(types) => self.address_types_replied(types, ctx),
             Verb::ModifyStatusRow(row) => self.status_row(row),
             Verb::Reference {
                 id,
@@ -372,15 +411,13 @@ impl Session {
             }
             Verb::StartReply(result) => return self.start_replied(correlation, result),
             Verb::PollReply { incoming } => self.poll_replied(correlation, incoming),
-            Verb::ValidateReply(validation) => {
-                debug!(transport = self.peer.transport, ?validation, "validated");
-            }
+            Verb::ValidateReply(validation) => self.validated(correlation, validation),
             Verb::LoggedOff { kept } => {
                 self.logged_off(kept);
                 self.end("the agent logged off", ctx);
             }
-            // At-the-dot questions come only from transports whose doubt is held; without the mark there is no go.
-            Verb::AtTheDot(_) | Verb::NoSession => {}
+            Verb::AtTheDot(tenancy) => self.at_the_dot(tenancy),
+            Verb::NoSession => {}
             _ => return Err(PeerMisbehaved::Unasked),
         }
         Ok(())
@@ -443,6 +480,19 @@ impl Handler<End> for Session {
     }
 }
 
+impl Handler<InboxGone> for Session {
+    type Result = ();
+
+    fn handle(&mut self, InboxGone { unheard }: InboxGone, ctx: &mut Self::Context) {
+        if self.life != Life::Over
+            && let Some(first) = unheard
+        {
+            self.take_back_unheard(first);
+        }
+        self.end("its inbox is gone", ctx);
+    }
+}
+
 impl Handler<Farewell> for Session {
     type Result = ();
 
@@ -464,8 +514,31 @@ impl Handler<FlushQueues> for Session {
     type Result = ();
 
     fn handle(&mut self, FlushQueues(flush): FlushQueues, ctx: &mut Self::Context) {
-        self.say(Verb::FlushQueues(flush));
+        self.flush_queues(flush);
         self.flush(ctx);
+    }
+}
+
+impl Handler<Validate> for Session {
+    type Result = ResponseFuture<Option<ValidationRow>>;
+
+    fn handle(&mut self, _: Validate, ctx: &mut Self::Context) -> Self::Result {
+        if self.life != Life::Open {
+            return Box::pin(std::future::ready(None));
+        }
+        let mut row = ValidationRow {
+            spooler: self.parts.config.spooler.name(),
+            transport: self.peer.transport.clone(),
+            agent: self.agent(),
+            validation: None,
+        };
+        let validated = self.validate();
+        self.flush(ctx);
+        Box::pin(async move {
+            let answer = tokio::time::timeout(VALIDATE_MAX, validated).await;
+            row.validation = answer.ok().and_then(Result::ok);
+            Some(row)
+        })
     }
 }
 
@@ -490,7 +563,7 @@ impl Handler<Describe> for Session {
         (self.life == Life::Open).then(|| SessionRow {
             spooler: self.parts.config.spooler.name(),
             transport: self.peer.transport.clone(),
-            agent: format!("{} {}", self.peer.host, self.peer.instance),
+            agent: self.agent(),
             age: self.since.elapsed(),
             credit: self.status.credit.saturating_sub(outstanding),
             outstanding,

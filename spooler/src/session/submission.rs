@@ -13,15 +13,17 @@ use pombo_proto::{
         PeerMisbehaved,
         submission::{Action, AttemptResult, Ended, Submission as Ladder},
     },
+    outbound,
     outcome::{EndMessageFlag, RecipientStatus, SubmitResult},
     tenure::Origin,
     time::UnixMillis,
     verbs::{Refusal, Submit as SubmitArguments, Tenancy, TransportNotification, Verb},
 };
+use tracing::info;
 
 use super::{
-    ATTEMPT_MAX, AbortDeferred, Adopt, Cancel, EndAdopted, LEASED_MAX, Session, Settle, Submission,
-    Submit,
+    AbortDeferred, Adopt, Cancel, CancelAdopted, EndAdopted, LEASED_MAX, Session, Settle,
+    Submission, Submit,
 };
 use crate::{
     adoption,
@@ -30,12 +32,15 @@ use crate::{
     job::Job,
     recorder::{Conclude, Spent},
     router,
-    verdict::Happened,
+    verdict::{self, Happened, Meaning, Tried},
 };
 
 /// One attempt.
 pub(super) struct UnderWay {
     job: Job,
+    /// SubmitMessage's number in the session.
+    number: u64,
+    begin_deferred: bool,
     considered: Vec<RecipientIndex>,
     ladder: Ladder,
     since: Instant,
@@ -43,12 +48,27 @@ pub(super) struct UnderWay {
     interrupted: bool,
 }
 
+impl UnderWay {
+    pub(super) fn tenancy(&self) -> Tenancy {
+        self.job.tenure.tenancy()
+    }
+
+    pub(super) fn job(&mut self) -> &mut Job {
+        &mut self.job
+    }
+
+    pub(super) fn considered(&self) -> &[RecipientIndex] {
+        &self.considered
+    }
+}
+
 impl Session {
-    fn submit(&mut self, submission: Submission) {
+    pub(super) fn submit(&mut self, submission: Submission) {
         let Submission {
             mut job,
             considered,
             begin_deferred,
+            ..
         } = submission;
         let arguments = SubmitArguments {
             id: job.id(),
@@ -66,10 +86,12 @@ impl Session {
             payload: Payload::Verb(Verb::SubmitMessage(arguments)),
             tail: job.message.encoded.clone(),
         };
-        self.out.push(frame);
+        let number = self.out.push(frame);
         let ladder = Ladder::new(&considered);
         let under_way = UnderWay {
             job,
+            number,
+            begin_deferred,
             considered,
             ladder,
             since: Instant::now(),
@@ -136,49 +158,30 @@ impl Session {
             interrupted,
             ..
         } = under_way;
-        let transport = self.peer.transport.clone();
         let tenancy = job.tenure.tenancy();
-        let attempt = |result| {
-            let (transport, considered) = (transport.clone(), considered.clone());
-            Happened::Attempt {
-                transport,
-                considered,
-                result,
-                interrupted,
-            }
-        };
-        let (happened, results, keeps, doubt) = match ended {
-            Ended::Finished(result) => {
-                let results = reaches(&job, &considered, &result);
-                (attempt(result), results, true, false)
-            }
-            Ended::Refused(Refusal::Unreadable) => (
-                Happened::Unreadable {
-                    transport: transport.clone(),
-                },
-                Vec::new(),
-                false,
-                false,
-            ),
+        let results = match &ended {
+            Ended::Finished(result) => reaches(&job, &considered, result),
             Ended::Refused(refusal) => {
-                // Nothing was done, and no try is counted. If it is fenced, somebody with a higher fence has it, and the
-                // store refuses this verdict too: it is the store's word, not an agent's, that lets a lease be acked.
                 tracing::debug!(id = %tenancy.id, ?refusal, "submission refused");
-                let pause = Duration::from_millis(fastrand::u64(500..2_000));
-                let reason = format!("an agent of {transport} has no room for it");
-                let parked = parked(reason, &considered, UnixMillis::now().after(pause));
-                (parked, Vec::new(), false, false)
+                Vec::new()
             }
-            // What became of it can still be asked: the row is in doubt, and Adopt asks.
-            Ended::Lost | Ended::NotThere => {
-                let transport = transport.clone();
-                (Happened::Unknown { transport }, Vec::new(), false, true)
-            }
+            Ended::Lost | Ended::NotThere => Vec::new(),
         };
+        let tried = Tried {
+            transport: self.peer.transport.clone(),
+            considered,
+            interrupted,
+        };
+        let pause = Duration::from_millis(fastrand::u64(500..2_000));
+        let Meaning {
+            happened,
+            kept,
+            doubt,
+        } = verdict::ended(tried, ended, UnixMillis::now(), pause);
         self.parts
             .dispatcher
             .do_send(AttemptOver { tenancy, results });
-        let session = keeps.then_some(self.peer.key);
+        let session = kept.then_some(self.peer.key);
         self.concluded.push(Conclude {
             job,
             happened,
@@ -198,7 +201,7 @@ impl Session {
     }
 
     /// The session ended before these were submitted. Nobody has heard of them, so nobody needs to be asked.
-    fn give_back(&mut self, submissions: Vec<Submission>) {
+    pub(super) fn give_back(&mut self, submissions: Vec<Submission>) {
         let now = UnixMillis::now();
         for Submission {
             job, considered, ..
@@ -225,13 +228,14 @@ impl Session {
     /// A lease is not held for longer than the broker allows: the message is moved, in doubt, and its result is asked for
     /// by Adopt. And an attempt that takes hours is asked to return.
     pub(super) fn look_at_the_long(&mut self) {
+        let attempt_max = self.parts.config.spooler.attempt_max;
         let mut asked = Vec::new();
         let mut moved = Vec::new();
         for (id, it) in &mut self.under_way {
             let leased = matches!(it.job.tenure.origin(), Origin::Lease(_));
             if leased && it.job.since.elapsed() > LEASED_MAX {
                 moved.push(*id);
-            } else if it.since.elapsed() > ATTEMPT_MAX && !it.interrupted {
+            } else if it.since.elapsed() > attempt_max && !it.interrupted {
                 it.interrupted = true;
                 it.ladder.handle_cancel();
                 asked.push(it.job.tenure.tenancy());
@@ -301,6 +305,31 @@ impl Session {
         self.feed(tenancy, |it| it.ladder.handle_end_reply(result))
     }
 
+    /// What was submitted from this number of the session on has come back, or is written into an inbox that is gone: nobody has
+    /// heard of it.
+    pub(super) fn take_back_unheard(&mut self, first: u64) {
+        if outbound::epoch_of_number(first) != Some(self.out.epoch()) {
+            return;
+        }
+        let unheard = self.under_way.extract_if(|_, it| it.number >= first);
+        let submissions: Vec<Submission> = unheard
+            .map(|(_, it)| Submission {
+                job: it.job,
+                considered: it.considered,
+                begin_deferred: it.begin_deferred,
+                alone: false,
+            })
+            .collect();
+        if !submissions.is_empty() {
+            let (count, agent) = (submissions.len(), self.agent());
+            info!(
+                transport = self.peer.transport,
+                agent, count, "submissions came back: nobody has heard of them"
+            );
+        }
+        self.give_back(submissions);
+    }
+
     /// The session is over: whatever is under way is unknown, and will be asked for by Adopt.
     pub(super) fn lose_submissions(&mut self) {
         let ids: Vec<_> = self
@@ -314,7 +343,8 @@ impl Session {
                 Ok(())
             });
         }
-        self.hand_over();
+        let alone = std::mem::take(&mut self.alone);
+        self.give_back(alone.into_values().collect());
     }
 }
 
@@ -349,13 +379,17 @@ impl Handler<Submit> for Session {
     type Result = ();
 
     fn handle(&mut self, Submit(submissions): Submit, ctx: &mut Self::Context) {
-        if self.life == super::Life::Over {
-            // The dispatcher did not know yet.
+        if self.life == super::Life::Over || !self.parts.alive.holds() {
+            // The dispatcher did not know yet; or nobody here does, because all of us were stopped for a while.
             self.give_back(submissions);
             return;
         }
         for submission in submissions {
-            self.submit(submission);
+            if submission.alone {
+                self.submit_alone(submission);
+            } else {
+                self.submit(submission);
+            }
         }
         self.flush(ctx);
     }
@@ -402,6 +436,19 @@ impl Handler<Adopt> for Session {
 
     fn handle(&mut self, Adopt(tenancies): Adopt, ctx: &mut Context<Self>) {
         self.ask(Verb::Adopt(tenancies));
+        self.flush(ctx);
+    }
+}
+
+impl Handler<CancelAdopted> for Session {
+    type Result = ();
+
+    fn handle(&mut self, CancelAdopted(message): CancelAdopted, ctx: &mut Context<Self>) {
+        self.notify(TransportNotification::CancelMessage {
+            message,
+            reference: Reference::UNASSIGNED_OUTBOUND,
+            abort_deferred: false,
+        });
         self.flush(ctx);
     }
 }

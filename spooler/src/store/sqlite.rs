@@ -9,7 +9,10 @@
 //! | [`commit`] | conditional writes: who wins, who loses |
 //! | [`claim`] | what is due, in order, past what is excluded |
 //! | [`rows`] | rows as people see and change them |
+//! | [`list`] | what people ask for by a filter, a slice at a time |
 //! | [`members`] | incarnations, and the agents that may have been submitted to |
+//! | [`ledger`] | accounts, and the numbers of doors |
+//! | [`chores`] | what one spooler does at a time |
 //!
 //! WAL with `synchronous=FULL`: a commit that has returned survives a loss of power. Every write begins as `IMMEDIATE`, so
 //! that no transaction fails half way because another process was quicker. After an error the transaction is rolled back;
@@ -20,18 +23,22 @@ use std::{path::PathBuf, time::Duration};
 use pombo_proto::{
     control::QueueFilter,
     ids::{Incarnation, Instance, MessageId},
+    ledger::{Balance, DoorNumber},
     time::UnixMillis,
     verbs::Tenancy,
 };
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 use super::{
-    Change, ClaimRequest, Claimed, Counts, Error, ListedInstance, Member, Pruned, Row, Store,
-    Write, Written,
+    Change, ClaimRequest, Claimed, Counts, DoorReport, Error, ListedInstance, Member, Place,
+    Pruned, Row, Slice, Store, Suspect, Write, Written, tally,
 };
 
+mod chores;
 mod claim;
 mod commit;
+mod ledger;
+mod list;
 mod members;
 mod parts;
 mod rows;
@@ -49,7 +56,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            // Transactions of ours last milliseconds; only the drop of a day's part can last a second or two.
+            // Transactions of ours last milliseconds; only a step of pruning may last a second.
             busy_timeout: Duration::from_secs(5),
             size_max: None,
         }
@@ -193,20 +200,40 @@ impl Store for Sqlite {
         self.read(|scope| rows::recorded(scope, tenancies))
     }
 
-    fn list(&mut self, filter: &QueueFilter) -> Result<Vec<Row>, Error> {
-        self.read(|scope| rows::list(scope, filter))
+    fn list(
+        &mut self,
+        filter: &QueueFilter,
+        rows: usize,
+        after: Option<&Place>,
+    ) -> Result<Slice, Error> {
+        self.read(|scope| list::list(scope, filter, rows, after))
     }
 
-    fn change(&mut self, now: UnixMillis, id: MessageId, change: Change) -> Result<bool, Error> {
-        self.write(|scope, _| rows::change(scope, now, id, change))
+    fn change_all(
+        &mut self,
+        now: UnixMillis,
+        ids: &[MessageId],
+        change: Change,
+    ) -> Result<u64, Error> {
+        self.write(|scope, _| {
+            ids.iter().try_fold(0, |count, id| {
+                Ok(count + u64::from(rows::change(scope, now, *id, change)?))
+            })
+        })
     }
 
     fn counts(&mut self) -> Result<Counts, Error> {
         self.read(rows::counts)
     }
 
-    fn renew(&mut self, incarnation: Incarnation, name: &str, first: bool) -> Result<bool, Error> {
-        self.write(|scope, _| members::renew(scope, incarnation, name, first))
+    fn renew(
+        &mut self,
+        incarnation: Incarnation,
+        name: &str,
+        first: bool,
+        answered: &[ListedInstance],
+    ) -> Result<bool, Error> {
+        self.write(|scope, _| members::renew(scope, incarnation, name, first, answered))
     }
 
     fn members(&mut self) -> Result<Vec<Member>, Error> {
@@ -226,24 +253,78 @@ impl Store for Sqlite {
         self.write(|scope, _| members::list_instance(scope, instance))
     }
 
-    fn strike_instance(&mut self, instance: Instance) -> Result<(), Error> {
-        self.write(|scope, _| members::strike_instance(scope, instance))
+    fn strike_instance(
+        &mut self,
+        now: UnixMillis,
+        instance: Instance,
+        counter: Option<u64>,
+    ) -> Result<bool, Error> {
+        self.write(|scope, _| members::strike_instance(scope, now, instance, counter))
     }
 
     fn instances(&mut self) -> Result<Vec<ListedInstance>, Error> {
         self.read(members::instances)
     }
 
+    fn suspects(&mut self, struck_since: UnixMillis) -> Result<Vec<Suspect>, Error> {
+        self.read(|scope| members::suspects(scope, struck_since))
+    }
+
     fn prune(&mut self, before: u32) -> Result<Pruned, Error> {
         let mut pruned = Pruned::default();
-        // A transaction for each part: other processes get their turn between them.
-        for part in self.read(|scope| parts::older_than(scope, before))? {
-            pruned.parts += u32::from(self.write(|scope, _| parts::drop_if_done(scope, part))?);
+        for part in self.read(|scope| parts::done_before(scope, before))? {
+            match self.write(|scope, _| parts::prune(scope, part))? {
+                parts::Step::Stays => continue,
+                parts::Step::Shrunk => {}
+                parts::Step::Dropped => pruned.parts = 1,
+            }
+            pruned.more = true;
+            return Ok(pruned);
         }
         let (derived, more) = self.write(|scope, _| parts::prune_derived(scope, before))?;
         pruned.derived = derived;
-        pruned.more = more;
+        if more {
+            pruned.more = true;
+            return Ok(pruned);
+        }
+        pruned.struck = self.write(|scope, _| members::forget_struck(scope, before))?;
+        let before = tally::forgotten_before(before);
+        pruned.doors = self.write(|scope, _| ledger::forget(scope, before))?;
         Ok(pruned)
+    }
+
+    fn record_doors(&mut self, now: UnixMillis, reports: &[DoorReport]) -> Result<(), Error> {
+        self.write(|scope, _| ledger::record_doors(scope, now, reports))
+    }
+
+    fn ledger(&mut self) -> Result<Vec<Balance>, Error> {
+        self.read(ledger::ledger)
+    }
+
+    fn holes(&mut self, door: u32, limit: usize) -> Result<Vec<u64>, Error> {
+        self.read(|scope| ledger::holes(scope, door, limit))
+    }
+
+    fn write_off(&mut self, _: UnixMillis, numbers: &[DoorNumber]) -> Result<u64, Error> {
+        self.write(|scope, _| ledger::write_off(scope, numbers))
+    }
+
+    fn begin_chore(
+        &mut self,
+        now: UnixMillis,
+        name: &str,
+        who: Incarnation,
+        every: Duration,
+    ) -> Result<bool, Error> {
+        self.write(|scope, _| chores::begin(scope, now, name, who, every))
+    }
+
+    fn end_chore(&mut self, now: UnixMillis, name: &str, who: Incarnation) -> Result<(), Error> {
+        self.write(|scope, _| chores::end(scope, now, name, who))
+    }
+
+    fn unfinished(&mut self, ids: &[MessageId]) -> Result<Vec<MessageId>, Error> {
+        self.read(|scope| chores::unfinished(scope, ids))
     }
 }
 

@@ -113,15 +113,26 @@ impl StoreThread {
         write: Write,
         answer: impl FnOnce(Result<Written, Arc<Error>>) + Send + 'static,
     ) {
-        let pending = PendingWrite::new(write, Box::new(answer));
+        self.commit_all([(write, Box::new(answer) as Answer)]);
+    }
+
+    /// Hands over several at once, for the same commit if it has room: the thread is woken when all are there.
+    pub fn commit_all(&self, writes: impl IntoIterator<Item = (Write, Answer)>) {
+        let pending: Vec<_> = writes
+            .into_iter()
+            .map(|(write, answer)| PendingWrite::new(write, answer))
+            .collect();
+        if pending.is_empty() {
+            return;
+        }
         let mut gathered = self.owner.shared.lock();
         if gathered.phase == Phase::Open {
-            gathered.writes.push_back(pending);
+            gathered.writes.extend(pending);
             drop(gathered);
             self.owner.shared.changed.notify_one();
         } else {
             drop(gathered);
-            // Dropped unanswered, it answers for itself.
+            // Dropped unanswered, they answer for themselves.
             drop(pending);
         }
     }
@@ -220,11 +231,11 @@ fn run(shared: &Shared, mut store: impl Store) {
         if !writes.is_empty() {
             commit(shared, &mut store, writes);
         }
-        let n = calls.len() as u64;
+        // Before they run: who has an answer finds his call counted.
+        shared.lock().counters.calls += calls.len() as u64;
         for call in calls {
             call(&mut store);
         }
-        shared.lock().counters.calls += n;
     }
 }
 
@@ -307,6 +318,7 @@ impl PendingWrite {
                         .sum::<usize>()
             }
             Write::Move { row, .. } => size(row),
+            Write::Note { note, .. } => note.len(),
         };
         Self {
             write: Some(write),

@@ -79,6 +79,19 @@ impl<'a> Decision<'a> {
                 in_doubt,
                 hold,
             } => return self.session_lost(&transport, &considered, in_doubt, hold),
+            Happened::LostAtTheDot {
+                transport,
+                considered,
+                found,
+            } => {
+                self.adopted(found);
+                return self.session_lost(&transport, &considered, true, true);
+            }
+            Happened::Deadly { reason, found } => {
+                self.adopted(found);
+                self.note("dead", reason.clone());
+                return Some(PutAway::Dead(reason));
+            }
             Happened::Parked { reason, recipients } => self.park(reason, &recipients),
             Happened::Unreadable { transport } => {
                 let reason = format!("the agent of {transport} cannot read the message");
@@ -117,8 +130,10 @@ impl<'a> Decision<'a> {
         in_doubt: bool,
         hold: bool,
     ) -> Option<PutAway> {
+        let mut marked = 0;
         for &index in considered {
             if self.begin(index, transport) {
+                marked += 1;
                 let known = self.known(index);
                 known.in_doubt |= in_doubt;
                 known.state = RecipientState::Pending {
@@ -132,9 +147,9 @@ impl<'a> Decision<'a> {
             ""
         };
         self.note("sessionlost", format!("{transport}{how}"));
-        (in_doubt && hold).then(|| {
+        (in_doubt && hold && marked > 0).then(|| {
             PutAway::Held(format!(
-                "in doubt: {transport} was lost while it was sending"
+                "in doubt: {transport} was lost while it was sending; release sends it again, drop gives it up"
             ))
         })
     }

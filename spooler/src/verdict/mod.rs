@@ -24,6 +24,7 @@
 
 mod attempt;
 mod decision;
+mod ended;
 #[cfg(test)]
 pub(crate) mod samples;
 #[cfg(test)]
@@ -45,6 +46,7 @@ use crate::{
 };
 pub use attempt::named;
 use decision::Decision;
+pub use ended::{Meaning, Tried, ended};
 
 /// What a verdict depends on besides progress and event.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +129,22 @@ pub enum Happened {
         in_doubt: bool,
         /// Whether this transport's doubt waits for a person.
         hold: bool,
+    },
+    /// It was at its final dot with an agent that is lost, and its transport's doubt waits for a person.
+    LostAtTheDot {
+        /// Which transport.
+        transport: String,
+        /// Whom it was to consider.
+        considered: Vec<RecipientIndex>,
+        /// Attempts that were found elsewhere.
+        found: Vec<AdoptedAttempt>,
+    },
+    /// It was tried alone, and whoever tried it died again.
+    Deadly {
+        /// Why, in words.
+        reason: String,
+        /// Attempts that were found.
+        found: Vec<AdoptedAttempt>,
     },
     /// It stands in another's way, or its destination is closed: each of these is not tried before then.
     Parked {

@@ -7,8 +7,9 @@ use pombo_proto::{
     message::Priority,
     time::UnixMillis,
 };
-use pombo_spooler::store::{ClaimRequest, RowData, Sqlite, Store, Write};
+use pombo_spooler::store::{ClaimRequest, RowData, Store, Write};
 
+use super::{Opened, Shared};
 use crate::support::*;
 
 fn minus(ms: u64) -> UnixMillis {
@@ -16,7 +17,7 @@ fn minus(ms: u64) -> UnixMillis {
 }
 
 /// Many rows, in commits of a hundred.
-fn fill(store: &mut Sqlite, file: &File, n: usize, row: &RowData) -> HashSet<MessageId> {
+fn fill(store: &mut Opened, file: &Shared, n: usize, row: &RowData) -> HashSet<MessageId> {
     let writes: Vec<Write> = (0..n)
         .map(|_| Write::Move {
             id: file.id(),
@@ -33,6 +34,10 @@ fn fill(store: &mut Sqlite, file: &File, n: usize, row: &RowData) -> HashSet<Mes
             | Write::Record {
                 tenancy: pombo_proto::verbs::Tenancy { id, .. },
                 ..
+            }
+            | Write::Note {
+                tenancy: pombo_proto::verbs::Tenancy { id, .. },
+                ..
             } => *id,
         })
         .collect()
@@ -40,7 +45,7 @@ fn fill(store: &mut Sqlite, file: &File, n: usize, row: &RowData) -> HashSet<Mes
 
 #[test]
 fn urgent_ones_first_then_the_oldest_due_across_parts() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let yesterday = file.id_at(minus(DAY));
     let derived = MessageId::derived("test", b"1");
@@ -63,7 +68,7 @@ fn urgent_ones_first_then_the_oldest_due_across_parts() {
 
 #[test]
 fn what_must_wake_is_claimed_from_among_any_number_of_excluded_ones() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     fill(&mut store, &file, 2_500, &to("away", "a", minus(9_000)));
     let expires = |wake| RowData {
@@ -86,7 +91,7 @@ fn what_must_wake_is_claimed_from_among_any_number_of_excluded_ones() {
 
 #[test]
 fn a_claim_keeps_to_its_rows_and_its_bytes_but_takes_at_least_one() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let mut large = waiting(NOW);
     large.message = vec![7; 10_000].into();
@@ -108,7 +113,7 @@ fn a_claim_keeps_to_its_rows_and_its_bytes_but_takes_at_least_one() {
 
 #[test]
 fn excluded_destinations_and_transports_are_passed_over() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     store.moved(file.id(), to("smtp", "down.example", NOW));
     let up = file.id();
@@ -143,7 +148,7 @@ fn excluded_destinations_and_transports_are_passed_over() {
 /// 5,000 due rows stand before it: more than a walk in order steps over.
 #[test]
 fn a_row_behind_very_many_excluded_ones_is_found_at_once() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     fill(
         &mut store,
@@ -173,7 +178,7 @@ fn a_row_behind_very_many_excluded_ones_is_found_at_once() {
 /// The walk in order is filled by normal rows for ever; the urgent one stands behind excluded ones.
 #[test]
 fn a_lane_that_the_order_never_reaches_has_its_turn() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let urgent = |destination: &str, due| RowData {
         priority: Priority::Urgent,
@@ -199,7 +204,7 @@ fn a_lane_that_the_order_never_reaches_has_its_turn() {
 
 #[test]
 fn lanes_take_turns_over_several_claims_when_there_are_very_many() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     fill(
         &mut store,
@@ -232,7 +237,7 @@ fn lanes_take_turns_over_several_claims_when_there_are_very_many() {
 #[test]
 fn racing_processes_claim_each_row_once() {
     const ROWS: usize = 600;
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, _) = file.joined();
     let ids = fill(&mut store, &file, ROWS, &waiting(NOW));
     let racers = (0..4).map(|_| {
@@ -265,7 +270,7 @@ fn racing_processes_claim_each_row_once() {
 #[test]
 fn racing_processes_decide_each_lease_once() {
     const IDS: usize = 200;
-    let file = File::new();
+    let file = Shared::new();
     drop(file.open());
     let mut door = DoorSequence::default();
     let ids: Vec<MessageId> = (0..IDS).map(|_| door.issue(NOW)).collect();

@@ -1,8 +1,9 @@
 //! What people ask for: at rest, and while a row is claimed.
 
 use pombo_proto::{control::QueueState, ids::MessageId, time::UnixMillis};
-use pombo_spooler::store::{Change, Mark, RowData, Sqlite, Store};
+use pombo_spooler::store::{Change, Mark, RowData, Store};
 
+use super::{Opened, Shared};
 use crate::support::*;
 
 const LATER: UnixMillis = UnixMillis(NOW.0 + 60_000);
@@ -15,7 +16,7 @@ fn at_rest(state: QueueState) -> RowData {
     }
 }
 
-fn standing(store: &mut Sqlite, id: MessageId) -> (QueueState, Option<UnixMillis>, bool) {
+fn standing(store: &mut Opened, id: MessageId) -> (QueueState, Option<UnixMillis>, bool) {
     let row = store.row(id);
     (row.data.state, row.data.due, row.cancelled)
 }
@@ -37,7 +38,7 @@ fn each_change_applies_to_its_states_alone() {
         (Held, Hold, None),
         (Held, Retry, None),
         (Held, Requeue, None),
-        (Held, Drop, None),
+        (Held, Drop, Some((Waiting, now, true))),
         (Dead, Requeue, Some((Waiting, now, false))),
         (Dead, Drop, Some((Waiting, now, true))),
         (Dead, Cancel, Some((Waiting, now, true))),
@@ -51,7 +52,7 @@ fn each_change_applies_to_its_states_alone() {
         (Finished, Cancel, None),
         (Finished, Drop, None),
     ];
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     for (from, change, expected) in table {
         let id = file.id();
@@ -65,7 +66,7 @@ fn each_change_applies_to_its_states_alone() {
     assert!(!store.change(NOW, file.id(), Cancel).unwrap());
 }
 
-fn claimed(file: &File) -> (Sqlite, pombo_proto::ids::Incarnation, MessageId) {
+fn claimed(file: &Shared) -> (Opened, pombo_proto::ids::Incarnation, MessageId) {
     let (mut store, me) = file.joined();
     let id = file.id();
     store.moved(id, waiting(NOW));
@@ -75,7 +76,7 @@ fn claimed(file: &File) -> (Sqlite, pombo_proto::ids::Incarnation, MessageId) {
 
 #[test]
 fn a_cancel_of_a_claimed_row_makes_it_due_once_its_holder_lets_it_wait() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me, id) = claimed(&file);
     assert!(store.change(NOW, id, Change::Cancel).unwrap());
     assert_eq!(store.row(id).data.state, QueueState::Moving);
@@ -96,7 +97,7 @@ fn a_cancel_of_a_claimed_row_makes_it_due_once_its_holder_lets_it_wait() {
 
 #[test]
 fn a_drop_stays_a_drop_for_whoever_claims_it() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let id = file.id();
     store.one(record(id, 0, me, at_rest(QueueState::Dead)));
@@ -105,13 +106,13 @@ fn a_drop_stays_a_drop_for_whoever_claims_it() {
     assert!(store.change(NOW, id, Change::Cancel).unwrap());
     // Its holder ends before it has recorded.
     store.end_member(NOW, me, None).unwrap();
-    store.renew(me, "test", true).unwrap();
+    store.renew(me, "test", true, &[]).unwrap();
     assert_eq!(store.claim_all(me)[0].mark, Mark::Drop);
 }
 
 #[test]
 fn a_cancel_of_a_claimed_row_changes_nothing_of_a_finish() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me, id) = claimed(&file);
     store.change(NOW, id, Change::Cancel).unwrap();
     store.one(record(id, 1, me, finished()));
@@ -121,7 +122,7 @@ fn a_cancel_of_a_claimed_row_changes_nothing_of_a_finish() {
 
 #[test]
 fn a_hold_of_a_claimed_row_takes_effect_when_its_holder_lets_it_wait() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me, id) = claimed(&file);
     assert!(store.change(NOW, id, Change::Hold).unwrap());
     store.one(record(id, 1, me, waiting(LATER)));
@@ -138,7 +139,7 @@ fn a_hold_of_a_claimed_row_takes_effect_when_its_holder_lets_it_wait() {
 
 #[test]
 fn a_hold_of_a_claimed_row_can_be_taken_back() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me, id) = claimed(&file);
     assert!(!store.change(NOW, id, Change::Release).unwrap());
     store.change(NOW, id, Change::Hold).unwrap();
@@ -149,7 +150,7 @@ fn a_hold_of_a_claimed_row_can_be_taken_back() {
 
 #[test]
 fn a_cancel_goes_before_a_hold() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me, id) = claimed(&file);
     store.change(NOW, id, Change::Cancel).unwrap();
     store.change(NOW, id, Change::Hold).unwrap();

@@ -7,18 +7,23 @@ use pombo_proto::{
     message::Recipient,
     time::UnixMillis,
 };
-use pombo_spooler::store::{Change, Counts, RowData, Sqlite, Store};
+use pombo_spooler::store::{Change, Counts, RowData, Store};
 
+use super::{Opened, Shared};
 use crate::support::*;
 
-fn listed(store: &mut Sqlite, filter: QueueFilter) -> Vec<MessageId> {
-    let rows = store.list(&filter).unwrap();
-    rows.iter().map(|row| row.id).collect()
+fn listed(store: &mut Opened, filter: QueueFilter) -> Vec<MessageId> {
+    let newest_first = filter.state == Some(QueueState::Finished);
+    let mut ids: Vec<_> = all_of(store, filter).iter().map(|row| row.id).collect();
+    if newest_first {
+        ids.reverse();
+    }
+    ids
 }
 
 #[test]
 fn a_list_is_filtered_by_what_the_row_and_its_head_say() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let (a, b, c, done) = (file.id(), file.id(), file.id(), file.id());
     let row = |transport, destination, sender, recipient| RowData {
@@ -98,7 +103,7 @@ fn a_list_is_filtered_by_what_the_row_and_its_head_say() {
 
 #[test]
 fn a_list_gives_heads_however_long_they_are_and_shows_what_is_unreadable() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, _) = file.joined();
     let one = message(
         "ann@example.org",
@@ -124,7 +129,7 @@ fn a_list_gives_heads_however_long_they_are_and_shows_what_is_unreadable() {
         ..waiting(NOW)
     };
     store.moved(file.id(), dead);
-    let rows = store.list(&QueueFilter::default()).unwrap();
+    let rows = all_of(&mut store, QueueFilter::default());
     assert_eq!(rows[0].data.message, encoded_head(&one));
     assert_eq!(rows[1].data.message, encoded_head(&many));
     let head = decode_head(&rows[1].data.message).unwrap();
@@ -134,7 +139,7 @@ fn a_list_gives_heads_however_long_they_are_and_shows_what_is_unreadable() {
 
 #[test]
 fn the_oldest_come_first_and_of_finished_ones_the_newest_are_shown() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let at = |n| UnixMillis(NOW.0 + n);
     let derived = MessageId::derived("test", b"1");
@@ -166,7 +171,7 @@ fn the_oldest_come_first_and_of_finished_ones_the_newest_are_shown() {
 
 #[test]
 fn counts_follow_every_state() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let (held, dead) = (file.id(), file.id());
     for id in [
@@ -193,6 +198,7 @@ fn counts_follow_every_state() {
         claimed: 3,
         held: 1,
         dead: 1,
+        in_doubt: 0,
     };
     assert_eq!(store.counts().unwrap(), expected);
     assert_eq!(file.open().counts().unwrap(), expected);

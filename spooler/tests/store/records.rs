@@ -6,11 +6,12 @@ use pombo_proto::{
 };
 use pombo_spooler::store::{Counts, RowData, Store, Write, Written};
 
+use super::Shared;
 use crate::support::*;
 
 #[test]
 fn a_lease_wins_if_the_row_is_absent_and_everybody_else_loses() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let id = file.id();
     assert_eq!(store.one(record(id, 0, me, finished())), Written::Won);
@@ -29,7 +30,7 @@ fn a_lease_wins_if_the_row_is_absent_and_everybody_else_loses() {
 
 #[test]
 fn a_lease_that_was_moved_by_another_holder_loses() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let id = file.id();
     store.moved(id, waiting(NOW));
@@ -39,7 +40,7 @@ fn a_lease_that_was_moved_by_another_holder_loses() {
 
 #[test]
 fn a_repeated_commit_wins_again_and_writes_nothing_twice() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let (id, report) = (file.id(), file.id());
     let write = Write::Record {
@@ -58,7 +59,7 @@ fn a_repeated_commit_wins_again_and_writes_nothing_twice() {
 
 #[test]
 fn a_repeated_commit_wins_while_a_later_claim_is_under_way_and_loses_after_it_recorded() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let id = file.id();
     let first = record(id, 0, me, waiting(NOW));
@@ -73,7 +74,7 @@ fn a_repeated_commit_wins_while_a_later_claim_is_under_way_and_loses_after_it_re
 
 #[test]
 fn a_claim_records_under_its_fence_and_a_stale_holder_loses() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let other = Incarnation::random();
     let id = file.id();
@@ -91,7 +92,7 @@ fn a_claim_records_under_its_fence_and_a_stale_holder_loses() {
 
 #[test]
 fn what_waits_again_keeps_its_fence_and_the_next_claim_raises_it() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let id = file.id();
     store.moved(id, waiting(NOW));
@@ -112,7 +113,7 @@ fn what_waits_again_keeps_its_fence_and_the_next_claim_raises_it() {
 
 #[test]
 fn reports_go_in_only_with_a_verdict_that_won() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let (id, report) = (file.id(), MessageId::derived("report", b"1"));
     store.moved(id, waiting(NOW));
@@ -131,7 +132,7 @@ fn reports_go_in_only_with_a_verdict_that_won() {
 
 #[test]
 fn recorded_means_recorded_at_that_fence_or_a_higher_one() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let (waits, done, absent) = (file.id(), file.id(), file.id());
     store.moved(waits, waiting(NOW));
@@ -155,7 +156,7 @@ fn recorded_means_recorded_at_that_fence_or_a_higher_one() {
 
 #[test]
 fn what_was_recorded_in_doubt_is_not_settled_before_somebody_has_adopted_it() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let id = file.id();
     let lost = RowData {
@@ -177,7 +178,7 @@ fn what_was_recorded_in_doubt_is_not_settled_before_somebody_has_adopted_it() {
 
 #[test]
 fn what_is_finished_keeps_only_the_head_that_was_given() {
-    let file = File::new();
+    let file = Shared::new();
     let (mut store, me) = file.joined();
     let id = file.id();
     store.moved(id, waiting(NOW));
@@ -185,13 +186,5 @@ fn what_is_finished_keeps_only_the_head_that_was_given() {
     store.claim_all(me);
     store.one(record(id, 1, me, finished()));
     assert_eq!(store.row(id).data.message, finished().message);
-    let bodies: i64 = file
-        .raw()
-        .query_row(
-            &format!("SELECT count(*) FROM body_{}", id.part()),
-            [],
-            |row| row.get(0),
-        )
-        .unwrap();
-    assert_eq!(bodies, 0);
+    assert_eq!(file.bodies(id.part()), 0);
 }

@@ -1,11 +1,9 @@
-//! A private file, several handles on it (as several processes have), and rows to put into it.
-
-use std::path::PathBuf;
+//! Rows to put into a store, and the short ways to say it.
 
 use pombo_proto::{
-    control::QueueState,
+    control::{QueueFilter, QueueState},
     frame::{encode_message, encoded_head},
-    ids::{DoorSequence, Fence, Incarnation, MessageId},
+    ids::{Fence, Incarnation, MessageId},
     message::{
         Body, Content, Envelope, Message, MessageClass, Priority, Recipient, ReportReturn, Source,
     },
@@ -13,56 +11,11 @@ use pombo_proto::{
     verbs::Tenancy,
 };
 use pombo_spooler::store::{
-    ClaimRequest, Claimed, Options, Row, RowData, Sqlite, Store, Write, Written,
+    ClaimRequest, Claimed, Listing, Pruned, Row, RowData, Store, Tally, Write, Written,
 };
 
 pub const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
 pub const DAY: u64 = 86_400_000;
-
-/// One file, in a directory that goes with it.
-pub struct File {
-    directory: tempfile::TempDir,
-    doors: std::cell::RefCell<DoorSequence>,
-}
-
-impl File {
-    pub fn new() -> Self {
-        Self {
-            directory: tempfile::tempdir().unwrap(),
-            doors: DoorSequence::default().into(),
-        }
-    }
-
-    pub fn path(&self) -> PathBuf {
-        self.directory.path().join("store.db")
-    }
-
-    /// What one process has of it.
-    pub fn open(&self) -> Sqlite {
-        Sqlite::open(self.path(), Options::default()).unwrap()
-    }
-
-    /// With a listed incarnation.
-    pub fn joined(&self) -> (Sqlite, Incarnation) {
-        let mut store = self.open();
-        let me = Incarnation::random();
-        assert!(store.renew(me, "test", true).unwrap());
-        (store, me)
-    }
-
-    pub fn id(&self) -> MessageId {
-        self.id_at(NOW)
-    }
-
-    pub fn id_at(&self, at: UnixMillis) -> MessageId {
-        self.doors.borrow_mut().issue(at)
-    }
-
-    /// As a person with `sqlite3` would, or another program.
-    pub fn raw(&self) -> rusqlite::Connection {
-        rusqlite::Connection::open(self.path()).unwrap()
-    }
-}
 
 pub fn message(sender: &str, recipient: &str, body: &[u8]) -> Message {
     let envelope = Envelope {
@@ -96,8 +49,12 @@ pub fn waiting(due: UnixMillis) -> RowData {
         destination: Some("example.org".to_owned()),
         priority: Priority::Normal,
         doubt: false,
+        unsure_since: UnixMillis(0),
+        in_doubt: 0,
+        deaths: 0,
         message: message("ann@example.org", "bob@example.net", b"hello").encoded,
         progress: b"progress".to_vec(),
+        tally: Tally::default(),
     }
 }
 
@@ -107,6 +64,10 @@ pub fn finished() -> RowData {
         due: None,
         reason: String::new(),
         message: encoded_head(&message("ann@example.org", "bob@example.net", b"hello")),
+        tally: Tally {
+            recipients: [1, 0, 0, 0].into(),
+            is_report: false,
+        },
         ..waiting(NOW)
     }
 }
@@ -145,6 +106,27 @@ pub fn everything(holder: Incarnation, now: UnixMillis) -> ClaimRequest {
     }
 }
 
+/// All steps of it.
+pub fn prune(store: &mut impl Store, before: u32) -> Pruned {
+    let mut pruned = Pruned::default();
+    loop {
+        pruned = pruned.and(store.prune(before).unwrap());
+        if !pruned.more {
+            return pruned;
+        }
+    }
+}
+
+/// A list, slice by slice.
+pub fn all_of(store: &mut impl Store, filter: QueueFilter) -> Vec<Row> {
+    let mut listing = Listing::new(filter);
+    let mut rows = Vec::new();
+    while !listing.is_over() {
+        rows.extend(listing.next(store, 1_000).unwrap());
+    }
+    rows
+}
+
 /// The short ways to say it.
 pub trait Ask {
     fn one(&mut self, write: Write) -> Written;
@@ -153,7 +135,7 @@ pub trait Ask {
     fn claim_all(&mut self, holder: Incarnation) -> Vec<Claimed>;
 }
 
-impl Ask for Sqlite {
+impl<S: Store> Ask for S {
     fn one(&mut self, write: Write) -> Written {
         self.commit(NOW, &[write]).unwrap()[0]
     }

@@ -1,13 +1,11 @@
 //! The store's thread: groups, is fair, answers everybody, ends cleanly.
 
-use std::{
-    sync::{Arc, Mutex, mpsc},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, mpsc};
 
 use pombo_proto::control::QueueState;
-use pombo_spooler::store::{Error, Options, Sqlite, StoreThread, Write, Written};
+use pombo_spooler::store::{Error, StoreThread, Write, Written};
 
+use super::Shared;
 use crate::support::*;
 
 /// The thread stands still until the sender is used or dropped.
@@ -27,13 +25,13 @@ async fn stand_still(thread: &StoreThread) -> mpsc::Sender<()> {
     go
 }
 
-fn spawn(file: &File) -> StoreThread {
+fn spawn(file: &Shared) -> StoreThread {
     StoreThread::spawn(file.open()).unwrap()
 }
 
 #[tokio::test]
 async fn writes_that_gather_go_in_one_commit() {
-    let file = File::new();
+    let file = Shared::new();
     let thread = spawn(&file);
     let go = stand_still(&thread).await;
     let (sender, mut answers) = tokio::sync::mpsc::unbounded_channel();
@@ -58,7 +56,7 @@ async fn writes_that_gather_go_in_one_commit() {
 
 #[tokio::test]
 async fn a_commit_is_bounded_by_its_bytes_and_takes_at_least_one() {
-    let file = File::new();
+    let file = Shared::new();
     let thread = spawn(&file);
     let go = stand_still(&thread).await;
     let writes = (0..3).map(|_| {
@@ -76,7 +74,7 @@ async fn a_commit_is_bounded_by_its_bytes_and_takes_at_least_one() {
 
 #[tokio::test]
 async fn calls_and_commits_take_turns() {
-    let file = File::new();
+    let file = Shared::new();
     let thread = spawn(&file);
     let go = stand_still(&thread).await;
     let log = Arc::new(Mutex::new(Vec::new()));
@@ -117,7 +115,7 @@ async fn calls_and_commits_take_turns() {
 
 #[tokio::test]
 async fn each_write_has_its_own_answer() {
-    let file = File::new();
+    let file = Shared::new();
     let (_, me) = file.joined();
     let thread = spawn(&file);
     let go = stand_still(&thread).await;
@@ -139,14 +137,9 @@ async fn each_write_has_its_own_answer() {
 
 #[tokio::test]
 async fn an_error_goes_to_everybody_and_the_next_commit_may_succeed() {
-    let file = File::new();
-    let options = Options {
-        busy_timeout: Duration::from_millis(10),
-        size_max: None,
-    };
-    let thread = StoreThread::spawn(Sqlite::open(file.path(), options).unwrap()).unwrap();
-    let other = file.raw();
-    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let file = Shared::new();
+    let thread = StoreThread::spawn(file.open_impatient()).unwrap();
+    let other = file.lock();
     let write = || Write::Move {
         id: file.id(),
         row: waiting(NOW),
@@ -156,7 +149,7 @@ async fn an_error_goes_to_everybody_and_the_next_commit_may_succeed() {
     for error in [first.unwrap_err(), second.unwrap_err()] {
         assert!(matches!(*error, Error::Unavailable(_)));
     }
-    other.execute_batch("ROLLBACK").unwrap();
+    drop(other);
     assert_eq!(thread.committed(write()).await.unwrap(), Written::Won);
     let counters = thread.counters();
     assert_eq!(counters.writes, 1);
@@ -165,7 +158,7 @@ async fn an_error_goes_to_everybody_and_the_next_commit_may_succeed() {
 
 #[tokio::test]
 async fn stopping_finishes_what_has_gathered_and_refuses_what_comes_later() {
-    let file = File::new();
+    let file = Shared::new();
     let thread = spawn(&file);
     let go = stand_still(&thread).await;
     let (sender, receiver) = mpsc::channel();
@@ -196,7 +189,7 @@ async fn stopping_finishes_what_has_gathered_and_refuses_what_comes_later() {
 
 #[tokio::test]
 async fn a_thread_that_panics_leaves_nobody_waiting() {
-    let file = File::new();
+    let file = Shared::new();
     let thread = spawn(&file);
     let go = stand_still(&thread).await;
     let broken = thread.call::<()>(|_| panic!("as the test wants it"));
@@ -218,7 +211,7 @@ async fn a_thread_that_panics_leaves_nobody_waiting() {
 
 #[tokio::test]
 async fn the_thread_ends_with_its_last_handle() {
-    let file = File::new();
+    let file = Shared::new();
     let thread = spawn(&file);
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let write = Write::Move {

@@ -18,10 +18,18 @@ impl Cluster {
     /// # Errors
     /// RabbitMQ is not installed, a node did not come up, or did not join.
     pub async fn start(size: usize) -> anyhow::Result<Self> {
-        let family = Arc::new(Family::new()?);
+        Self::start_with(size, "", "").await
+    }
+
+    /// [`start`](Self::start) with additional lines of `rabbitmq.conf`, and arguments of the Erlang machines.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_with(size: usize, config: &str, erlang: &str) -> anyhow::Result<Self> {
+        let family = Arc::new(Family::new(erlang)?);
         let starts = (1..=size).map(|number| {
             let family = Arc::clone(&family);
-            async move { Broker::start_in(family, &format!("rabbit{number}"), "").await }
+            async move { Broker::start_in(family, &format!("rabbit{number}"), config, "").await }
         });
         let nodes = try_join_all(starts).await?;
         if let Some((first, others)) = nodes.split_first() {

@@ -12,6 +12,14 @@ const LIMIT: Duration = Duration::from_secs(120);
 const NORMAL_WATERMARK: &str = "0.4";
 
 impl Broker {
+    /// Whether this node sees so many, itself included, within so many seconds.
+    pub async fn sees(&self, nodes: usize, seconds: &str) -> bool {
+        let nodes = nodes.to_string();
+        self.rabbitmqctl(&["await_online_nodes", &nodes, "-t", seconds])
+            .await
+            .is_ok()
+    }
+
     /// Runs `rabbitmqctl` against this node and gives its output.
     ///
     /// # Errors

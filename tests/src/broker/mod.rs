@@ -7,6 +7,7 @@
 
 mod cluster;
 mod control;
+mod definitions;
 mod node;
 mod queues;
 
@@ -23,8 +24,11 @@ use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 use tokio::sync::OnceCell;
 
-pub use self::cluster::Cluster;
 use self::node::{Family, Spec};
+pub use self::{
+    cluster::Cluster,
+    definitions::{Role, SHIPPED as SHIPPED_DEFINITIONS},
+};
 use crate::process::Group;
 
 /// A clean stop takes two seconds; this much when eight others compile on the same two cores.
@@ -64,8 +68,17 @@ impl Broker {
     /// # Errors
     /// As [`start`](Self::start).
     pub async fn start_with(config: &str) -> anyhow::Result<Self> {
-        let family = Arc::new(Family::new()?);
-        Self::start_in(family, "rabbit", config).await
+        let family = Arc::new(Family::new("")?);
+        Self::start_in(family, "rabbit", config, "").await
+    }
+
+    /// [`start_with`](Self::start_with) and a plugin that comes with RabbitMQ.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_with_plugin(config: &str, plugin: &str) -> anyhow::Result<Self> {
+        let family = Arc::new(Family::new("")?);
+        Self::start_in(family, "rabbit", config, plugin).await
     }
 
     /// The node that the tests of this process share. It ends with the process.
@@ -81,8 +94,13 @@ impl Broker {
         SHARED.get_or_init(start).await
     }
 
-    async fn start_in(family: Arc<Family>, name: &str, config: &str) -> anyhow::Result<Self> {
-        let spec = Spec::new(family, name, config)?;
+    async fn start_in(
+        family: Arc<Family>,
+        name: &str,
+        config: &str,
+        plugins: &str,
+    ) -> anyhow::Result<Self> {
+        let spec = Spec::new(family, name, config, plugins)?;
         let broker = Self {
             group: Mutex::new(Some(spec.spawn()?)),
             spec,
@@ -98,9 +116,29 @@ impl Broker {
         format!("{}/%2f", self.authority())
     }
 
+    /// `amqp://127.0.0.1:port/%2f`: for whoever logs in as a user of his own, see [`Role`].
+    pub fn address(&self) -> String {
+        format!("amqp://127.0.0.1:{}/%2f", self.spec.amqp_port)
+    }
+
+    /// Declares the shared topology of a prefix, as an administrator would by importing definitions: the users of
+    /// [`Role`] may not.
+    ///
+    /// # Errors
+    /// The node refused.
+    pub async fn provide(&self, prefix: &str) -> anyhow::Result<()> {
+        let declared = definitions::declare(&self.url(), prefix).await;
+        declared.with_context(|| format!("declaring the topology of {prefix}"))
+    }
+
     /// The port for clients; stays the same over stops and starts.
     pub fn port(&self) -> u16 {
         self.spec.amqp_port
+    }
+
+    /// The process that leads its group (the node itself, or the script that has started it); `None` while it is stopped.
+    pub fn pid(&self) -> Option<u32> {
+        self.group().as_ref().map(Group::pid)
     }
 
     /// Its Erlang name, as `rabbitmqctl` shows it.
@@ -169,6 +207,12 @@ impl Broker {
         }
         *group = Some(self.spec.spawn()?);
         Ok(())
+    }
+
+    /// Whether its process is there.
+    pub fn is_running(&self) -> bool {
+        let mut group = self.group();
+        group.as_mut().is_some_and(|group| group.ended().is_none())
     }
 
     /// SIGSTOP: connections stay, nothing answers.

@@ -15,6 +15,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use super::definitions;
 use crate::{ports::free_port, process::Group, scratch::Scratch, service};
 
 /// Where Debian and the generic archive put the scripts. Those in /usr/sbin change user, home and cookie.
@@ -24,6 +25,9 @@ const SBIN: &str = "POMBO_TESTS_RABBITMQ_SBIN";
 /// Five seconds alone; the rest is for machines that compile meanwhile.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const LOG_LINES: usize = 40;
+/// Loopback for the nodes' own talk too; and no busy waiting on cores that the tests need.
+const ERL_ARGS: &str =
+    "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none +sbwtdio none";
 
 /// What the nodes of one cluster share: a directory, a home with the cookie, an epmd.
 #[derive(Debug)]
@@ -31,12 +35,14 @@ pub(super) struct Family {
     scratch: Scratch,
     sbin: PathBuf,
     epmd_port: u16,
+    /// More arguments of the Erlang machines.
+    erlang: String,
     /// In the foreground, so that it is ours to end; the one a node starts by itself would outlive it.
     _epmd: Group,
 }
 
 impl Family {
-    pub(super) fn new() -> anyhow::Result<Self> {
+    pub(super) fn new(erlang: &str) -> anyhow::Result<Self> {
         let sbin = sbin()?;
         let scratch = Scratch::new("rabbitmq")?;
         let cookie = scratch.write(
@@ -57,6 +63,7 @@ impl Family {
             scratch,
             sbin,
             epmd_port,
+            erlang: erlang.to_owned(),
             _epmd: epmd,
         })
     }
@@ -73,7 +80,12 @@ pub(super) struct Spec {
 }
 
 impl Spec {
-    pub(super) fn new(family: Arc<Family>, short_name: &str, config: &str) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        family: Arc<Family>,
+        short_name: &str,
+        config: &str,
+        plugins: &str,
+    ) -> anyhow::Result<Self> {
         let spec = Self {
             node_name: format!("{short_name}@localhost"),
             short_name: short_name.to_owned(),
@@ -83,11 +95,15 @@ impl Spec {
         };
         let files = &spec.family.scratch;
         // A full /tmp is not what these tests are about.
+        let definitions = files.write(spec.file("definitions.json"), definitions::of_node()?)?;
         files.write(
             spec.file("rabbitmq.conf"),
-            format!("disk_free_limit.absolute = 10MB\nlog.file.level = info\n{config}\n"),
+            format!(
+                "disk_free_limit.absolute = 10MB\nlog.file.level = info\nload_definitions = {}\n{config}\n",
+                definitions.display()
+            ),
         )?;
-        files.write(spec.file("enabled_plugins"), "[].\n")?;
+        files.write(spec.file("enabled_plugins"), format!("[{plugins}].\n"))?;
         files.write(spec.file("rabbitmq-env.conf"), "")?;
         Ok(spec)
     }
@@ -125,8 +141,10 @@ impl Spec {
             .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
             .env("RABBITMQ_NODE_PORT", self.amqp_port.to_string())
             .env("RABBITMQ_DIST_PORT", self.distribution_port.to_string())
-            // Loopback for the nodes' own talk too; and no busy waiting on cores that the tests need.
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none +sbwtdio none")
+            .env(
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                format!("{ERL_ARGS} {}", self.family.erlang),
+            )
             .env("RABBITMQ_MNESIA_BASE", dir.join("mnesia"))
             .env("RABBITMQ_LOG_BASE", dir.join("log"))
             .env("RABBITMQ_PID_FILE", dir.join("pid"))

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lapin::types::{AMQPValue, FieldTable};
 use pombo_proto::{
     frame::encode_message,
     ids::{DoorSequence, MessageId},
@@ -35,8 +36,7 @@ impl Installation {
         eventually(limit, &format!("{count} sessions"), || async {
             let output = self.pombo(&["--json", "transports"]).await;
             let rows: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
-            let open = rows.as_array().map_or(0, Vec::len);
-            if open == count {
+            if rows.as_array().is_some_and(|rows| rows.len() == count) {
                 Ok(())
             } else {
                 Err(rows.to_string())
@@ -91,6 +91,26 @@ impl Installation {
         to: &[&str],
         change: impl FnOnce(&mut Envelope),
     ) -> anyhow::Result<String> {
+        self.publish_with(to, change, FieldTable::default()).await
+    }
+
+    /// The same, put into a trace of the publisher's own.
+    ///
+    /// # Errors
+    /// The broker does not take it.
+    pub async fn publish_traced(&self, to: &[&str], traceparent: &str) -> anyhow::Result<String> {
+        let mut headers = FieldTable::default();
+        let value = AMQPValue::LongString(traceparent.into());
+        headers.insert("traceparent".into(), value);
+        self.publish_with(to, |_| {}, headers).await
+    }
+
+    async fn publish_with(
+        &self,
+        to: &[&str],
+        change: impl FnOnce(&mut Envelope),
+        headers: FieldTable,
+    ) -> anyhow::Result<String> {
         let body = Mail::new().bytes();
         let id = DoorSequence::default().issue(UnixMillis::now());
         let mut envelope = envelope(id, to, body.len());
@@ -99,7 +119,8 @@ impl Installation {
         let message = encode_message(envelope, &body);
         let properties = lapin::BasicProperties::default()
             .with_delivery_mode(2)
-            .with_message_id(id.to_string().into());
+            .with_message_id(id.to_string().into())
+            .with_headers(headers);
         let exchange = Topology::new(self.prefix()).spool_exchange();
         let broker = Broker::shared().await;
         broker

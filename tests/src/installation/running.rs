@@ -11,6 +11,7 @@ use futures_util::future::try_join_all;
 
 use super::{Builder, State, agent_toml, command_toml, spooler_toml};
 use crate::{
+    broker::Role,
     ports,
     scratch::Scratch,
     scripted::journal::Journal,
@@ -37,12 +38,18 @@ impl Installation {
     }
 
     pub(super) fn start(builder: Builder) -> anyhow::Result<Self> {
-        let scratch = Scratch::new("installation")?;
+        let scratch = match &builder.directory_in {
+            Some(parent) => Scratch::new_in(parent, "installation")?,
+            None => Scratch::new("installation")?,
+        };
         let state = State {
             dir: scratch.path(),
         };
         for dir in [state.blobs(), state.maildir()] {
             std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        }
+        for role in Role::ALL {
+            std::fs::write(state.password(role), role.password())?;
         }
         let command_config = scratch.write("pombo.toml", command_toml(&builder, &state))?;
         let mut installation = Self {
@@ -184,6 +191,11 @@ impl Installation {
             .1
     }
 
+    /// Where all listeners take mail.
+    pub fn doors(&self) -> Vec<SocketAddr> {
+        self.doors.iter().map(|(_, address)| *address).collect()
+    }
+
     /// Where the listener of this name takes mail.
     ///
     /// # Panics
@@ -201,7 +213,7 @@ impl Installation {
         self.scratch.path()
     }
 
-    /// The SQLite file.
+    /// The SQLite file, unless the store is PostgreSQL.
     pub fn store(&self) -> PathBuf {
         State {
             dir: self.directory(),

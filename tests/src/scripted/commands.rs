@@ -1,6 +1,7 @@
 //! What a test may make the transport say by itself: a file `do.COMMAND` in the folder of gates, removed once it is done.
 //!
-//! `ready` (READYTOSEND), `critsec`, `noncrit`, `notify-N` (NEWMAIL, N times), `addresses-TYPE` (CONFIG_CHANGE: other address types).
+//! `ready` (READYTOSEND), `critsec`, `noncrit`, `notify-N` (NEWMAIL, N times), `addresses-TYPE` (CONFIG_CHANGE: other address types),
+//! `failing-TEXT` and `healthy` (what ValidateState returns from now on).
 
 use std::{
     sync::{Arc, PoisonError},
@@ -67,6 +68,8 @@ fn carry_out(shared: &Shared, command: &str) {
             drop(addresses);
             support.config_change();
         }
+        "failing" => shared.set_failing(Some(rest.to_owned())),
+        "healthy" => shared.set_failing(None),
         _ => eprintln!("unknown command {command}"),
     }
 }

@@ -68,6 +68,9 @@ pub struct Config {
     /// Wants Idle.
     #[serde(default)]
     pub idle: bool,
+    /// FlushQueues takes until the gate `flush` opens.
+    #[serde(default)]
+    pub slow_flush: bool,
 }
 
 fn ten() -> u32 {
@@ -89,6 +92,8 @@ struct Shared {
     journal: Writer,
     support: OnceLock<Arc<dyn Support>>,
     addresses: Mutex<Option<Vec<String>>>,
+    /// Why the foreign system is not healthy, if it is not.
+    failing: Mutex<Option<String>>,
     sent: Sent,
     folder: Folder,
 }
@@ -98,10 +103,17 @@ impl Shared {
         Duration::from_millis(self.config.takes_ms)
     }
 
+    fn is_open(&self, name: &str) -> bool {
+        self.config.gates.join(format!("open.{name}")).exists()
+    }
+
+    fn set_failing(&self, why: Option<String>) {
+        *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
     /// Until the test opens the gate of this name.
     async fn gate(&self, name: &str) {
-        let path = self.config.gates.join(format!("open.{name}"));
-        while !path.exists() {
+        while !self.is_open(name) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -122,6 +134,7 @@ impl Scripted {
                 journal,
                 support: OnceLock::new(),
                 addresses,
+                failing: Mutex::default(),
                 sent: Sent::default(),
                 folder,
             }),
@@ -206,14 +219,22 @@ impl Transport for Scripted {
     }
 
     async fn flush_queues(&self, flush: Flush) {
-        let said = json!({ "upload": flush.upload, "download": flush.download });
+        let said = json!({
+            "upload": flush.upload, "download": flush.download, "force": flush.force,
+        });
         self.shared.journal.write("flush", said);
+        if self.shared.config.slow_flush {
+            self.shared.gate("flush").await;
+        }
+        self.shared.journal.write("flushed", json!({}));
     }
 
     async fn validate_state(&self, config_changed: bool) -> Validation {
         let said = json!({ "config_changed": config_changed });
         self.shared.journal.write("validate", said);
-        Validation::Ok
+        let failing = self.shared.failing.lock();
+        let failing = failing.unwrap_or_else(PoisonError::into_inner).clone();
+        failing.map_or(Validation::Ok, Validation::Failing)
     }
 
     async fn shutdown(&self) {

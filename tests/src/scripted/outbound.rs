@@ -10,9 +10,13 @@
 //! | `critical` | once CRITICAL_ERROR and an error; READYTOSEND is a command | ok |
 //! | `statusok`, `statusfail` | StatusRecips while under way, and delivered | |
 //! | `kept`, `kept-fail`, `kept-again` | kept; when the gate of the local part opens: SENTDEFERRED delivered, not delivered, or wanted again | ok |
+//! | `kept-early` | SENTDEFERRED delivered, and only then kept | |
 //! | `slow` | waits for the gate of the local part, or a cancel | ok |
 //! | `slow-end` | EndMessage waits for it, or a cancel | |
 //! | `panic-N` | panics on the first N calls | ok |
+//! | `dot` | waits for the gate of the local part, asks `may_finish`: `sent`, or deferred and no trace | |
+//! | `lastdot` | asks `may_finish`, `sent`, and dies unless the gate of the local part is open | ok |
+//! | `abort` | dies, as often as it is tried | |
 
 use std::{
     collections::HashMap,
@@ -158,6 +162,23 @@ async fn carry_out(
                 kept.push((*index, action.word, local.to_owned()));
                 Outcome::Kept
             }
+            "dot" => {
+                shared.gate(local).await;
+                at_the_dot(shared, message).await
+            }
+            "lastdot" => {
+                let outcome = at_the_dot(shared, message).await;
+                if matches!(outcome, Outcome::Delivered(_)) && !shared.is_open(local) {
+                    std::process::abort();
+                }
+                outcome
+            }
+            "abort" => std::process::abort(),
+            "kept-early" if !message.begin_deferred() => {
+                let statuses = vec![(*index, RecipientStatus::Delivered(delivered("250 early")))];
+                say_sent_deferred(shared, message.id(), statuses);
+                Outcome::Kept
+            }
             "statusok" | "statusfail" => status(message, *index, &action),
             _ => outcome(&action, call),
         };
@@ -175,6 +196,19 @@ async fn carry_out(
         keep(shared, id, index, word, local);
     }
     SubmitResult::Ok(outcomes)
+}
+
+/// The point of no return: what is sent from here on is written down as `sent`.
+async fn at_the_dot(shared: &Shared, message: &Submission) -> Outcome {
+    let id = message.id().to_string();
+    let may = message.may_finish().await;
+    let said = json!({ "id": id, "may": may });
+    shared.journal.write("may_finish", said);
+    if !may {
+        return deferred();
+    }
+    shared.journal.write("sent", json!({ "id": id }));
+    Outcome::Delivered(delivered("250 at the dot"))
 }
 
 /// What concerns the whole message.
@@ -253,14 +287,22 @@ fn keep(shared: &Arc<Shared>, id: MessageId, index: RecipientIndex, word: String
             }
             _ => Vec::new(),
         };
-        let said = json!({ "id": id.to_string(), "statuses": statuses.len() });
-        held.journal.write("sent_deferred", said);
-        if let Some(support) = held.support.get() {
-            support.sent_deferred(id, statuses);
-        }
+        say_sent_deferred(&held, id, statuses);
     });
     let mut memory = shared.sent.memory();
     memory.kept.insert(id, task.abort_handle());
+}
+
+fn say_sent_deferred(
+    shared: &Shared,
+    id: MessageId,
+    statuses: Vec<(RecipientIndex, RecipientStatus)>,
+) {
+    let said = json!({ "id": id.to_string(), "statuses": statuses.len() });
+    shared.journal.write("sent_deferred", said);
+    if let Some(support) = shared.support.get() {
+        support.sent_deferred(id, statuses);
+    }
 }
 
 pub(super) async fn end(shared: &Arc<Shared>, ended: Ended) -> EndMessageFlag {

@@ -133,6 +133,12 @@ impl Builder {
         self
     }
 
+    /// How many lines of the conversations are kept.
+    pub fn transcript_max(mut self, lines: usize) -> Self {
+        self.options.transcript_max = lines;
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 /// Within this, what needs no restart or retry happens; eight others may be compiling on the same two cores.
 pub const SOON: Duration = Duration::from_secs(20);
-/// Within this, everything else does: claims of the dead are taken over after 30 s, silent agents are given up after 60 s.
+/// Within this, everything else does: claims of the dead are taken over after 12 s, agents that are lost after 35 s.
 pub const LONG: Duration = Duration::from_secs(120);
 
 /// One listener `door` and one agent `out` that sends everything to `world`.

@@ -18,12 +18,12 @@ use pombo_proto::{
     blob::Blobs,
     frame::{Frame, Packet, Payload},
     gate::{Average, Gate},
-    ids::{Correlation, Incarnation, Instance, MessageId},
+    ids::{Correlation, Incarnation, Instance, MessageId, RecipientIndex},
     link::{Audience, Event},
-    outcome::Diagnosis,
+    outcome::{Diagnosis, RecipientStatus},
     service::http::Health,
     time::UnixMillis,
-    verbs::{Hello, LogonError, Role, SpoolerNotification, TransportState, VERSIONS, Verb},
+    verbs::{Hello, LogonError, Role, SpoolerNotification, TransportState, Verb},
 };
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
@@ -33,9 +33,9 @@ use super::{
     door::Door,
     permits::Permits,
     right::Right,
-    submission::Tools,
+    submission::{Room, Tools},
     support::{HostSupport, References},
-    told::{Teller, Told},
+    told::{LOOK_EVERY, Teller, Told},
     wire::Wire,
 };
 use crate::provider::{Flow, LogonReply, Support, Transport};
@@ -97,6 +97,8 @@ pub struct Agent {
 
     gate: Gate<Session>,
     gate_armed: bool,
+    /// What is held back goes when this runs.
+    flush_armed: bool,
     announced_last: Session,
     receiving: usize,
 
@@ -107,9 +109,13 @@ pub struct Agent {
     critical_section: bool,
     critical_error: Option<Diagnosis>,
     idling: bool,
+    /// FlushQueues that have not returned, by [`Direction`].
+    flushing: [u32; 2],
     state: TransportState,
     last_error: Option<(UnixMillis, String)>,
     waiting: VecDeque<SpoolerNotification>,
+    /// SENTDEFERRED of messages whose attempt is not settled: nobody could find them yet.
+    early: HashMap<MessageId, Vec<(RecipientIndex, RecipientStatus)>>,
 
     row_at: Instant,
     hello_at: Instant,
@@ -172,6 +178,7 @@ impl Agent {
                 right: Arc::clone(&right),
                 blobs,
                 references,
+                room: Room::new(settings.bodies_max),
             },
             settings,
             transport,
@@ -196,6 +203,7 @@ impl Agent {
             cancels: HashMap::new(),
             submit_time: Average::default(),
             gate_armed: false,
+            flush_armed: false,
             announced_last: Session(0),
             receiving: 0,
             flows,
@@ -205,9 +213,11 @@ impl Agent {
             critical_section: false,
             critical_error: None,
             idling: false,
+            flushing: [0; 2],
             state: TransportState::Available,
             last_error: None,
             waiting: VecDeque::new(),
+            early: HashMap::new(),
             row_at: now,
             hello_at: now,
             draining: None,
@@ -224,7 +234,7 @@ impl Agent {
                     self.packet(packet);
                 }
             }
-            Event::Returned(peer) => {
+            Event::Returned { peer, .. } => {
                 if let Some(session) = self.sessions.get(&peer) {
                     self.end_session(*session, "its inbox is gone");
                 }
@@ -293,6 +303,7 @@ impl Agent {
             Told::LoggedOn(result) => self.logged_on(result),
             Told::Reference(id, reference) => self.reference(id, reference),
             Told::Statuses(id, statuses) => self.statuses(id, statuses),
+            Told::AtTheDot(id) => self.at_the_dot(id),
             Told::Returned(id, result) => self.returned(id, result),
             Told::Ended(id, flag) => self.ended(id, flag),
             Told::StartReference(permit, reference) => self.start_reference(permit, reference),
@@ -318,6 +329,19 @@ impl Agent {
         }
     }
 
+    /// Takes what was told, and looks again soon, until there is nothing.
+    fn listen(&mut self, ctx: &mut Context<Self>) {
+        let all = self.tools.teller.take();
+        if all.is_empty() {
+            return;
+        }
+        for told in all {
+            self.told(told);
+        }
+        self.flush(ctx);
+        ctx.run_later(LOOK_EVERY, Self::listen);
+    }
+
     fn greet(&self, to: Incarnation) {
         let (Some(incarnation), Ok(_), None) = (self.incarnation, &self.logon, &self.draining)
         else {
@@ -329,7 +353,7 @@ impl Agent {
             },
             instance: self.instance,
             incarnation,
-            versions: VERSIONS,
+            versions: self.settings.versions,
             host: self.settings.host.clone(),
         };
         let packet = Packet::single(incarnation, to, Frame::new(Payload::Hello(hello)));
@@ -350,10 +374,24 @@ impl Agent {
                 self.wire.send(&packet);
             }
         }
+        let held = self
+            .peers
+            .values()
+            .filter_map(|peer| peer.out.poll_timeout());
+        if let Some(at) = held.min().filter(|_| !self.flush_armed) {
+            self.flush_armed = true;
+            ctx.run_later(at.saturating_duration_since(now), |this, ctx| {
+                this.flush_armed = false;
+                this.flush(ctx);
+            });
+        }
     }
 
     fn beat(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
+        for told in self.tools.teller.take_mentions() {
+            self.told(told);
+        }
         if now >= self.row_at {
             self.row_at = now + ROW_EVERY;
             self.tick(now);
@@ -439,6 +477,7 @@ impl Actor for Agent {
         let waiting = || Err("not yet".to_owned());
         self.health.set("broker", waiting());
         self.health.set("transport", waiting());
+        self.health.set("session", waiting());
         self.log_transport_on();
         ctx.run_interval(BEAT, Self::beat);
     }
@@ -457,10 +496,7 @@ impl Handler<Wake> for Agent {
     type Result = ();
 
     fn handle(&mut self, _: Wake, ctx: &mut Self::Context) {
-        for told in self.tools.teller.take() {
-            self.told(told);
-        }
-        self.flush(ctx);
+        self.listen(ctx);
     }
 }
 

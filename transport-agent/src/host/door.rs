@@ -1,16 +1,19 @@
 //! SaveChanges: a received message gets its id, its envelope and its place in the spool; and the door's account of it.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
 use pombo_proto::{
     blob::Blobs,
+    door::Account,
     frame::{HEAD_BYTES_MAX, encode_message},
-    ids::{DoorSequence, MessageId},
+    ids::MessageId,
     link::{PublishError, SpoolPublish},
     message::{Body, Envelope, MessageClass, Priority, RECIPIENTS_MAX, Source},
     time::UnixMillis,
@@ -24,8 +27,6 @@ use crate::provider::{Identity, Incoming, SaveError};
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// A door's own trace field in front of a message does not count: what it was allowed to take, it may save.
 const TRACE_BYTES: u64 = 4 * 1024;
-/// Voided numbers that are remembered for the status row.
-const VOIDED_MAX: usize = 256;
 /// The client's name in a trace.
 const CLIENT_BYTES_MAX: usize = 255;
 
@@ -64,25 +65,29 @@ impl Door {
             return Err(SaveError::Cancelled);
         }
         let issue = self.issue(&incoming.identity);
-        let result = self.keep(cancel, issue.id, incoming).await;
+        let result = self.keep(cancel, &issue, incoming).await;
         match &result {
             Ok(()) => issue.close(false),
-            // Whether it is in the spool is not known: it counts as confirmed. If it is not there, the ledger
-            // names it; were it voided and there, nobody would.
-            Err(Failure { written: true, .. }) => issue.close(false),
-            Err(Failure { written: false, .. }) => issue.close(true),
+            // It counts as confirmed. If it is not there, the ledger names it; were it voided and there, nobody would.
+            Err(SaveError::Unclear { .. }) => {
+                metrics::counter!("pombo_agent_saves_unclear_total").increment(1);
+                issue.close(false);
+            }
+            Err(_) => issue.close(true),
         }
         let saved = Saved { id: issue.id, size };
-        result.map(|()| saved).map_err(|failure| failure.error)
+        result.map(|()| saved)
     }
 
     async fn keep(
         &self,
         cancel: &Cancel,
-        id: MessageId,
+        issue: &Issue<'_>,
         incoming: Incoming,
-    ) -> Result<(), Failure> {
-        let (priority, derived) = (incoming.priority, id.is_derived());
+    ) -> Result<(), SaveError> {
+        let id = issue.id;
+        let priority = incoming.priority;
+        let again = matches!(incoming.identity, Identity::Again(_));
         let recipients = incoming.recipients.len();
         let inline = incoming.body.len() <= self.inline_max;
         let body = incoming.body.clone();
@@ -90,27 +95,29 @@ impl Door {
         let following: &[u8] = if inline { &body } else { &[] };
         let encoded = encode_message(envelope, following).encoded;
         if encoded.len() - following.len() > HEAD_BYTES_MAX {
-            return Err(Failure::before(SaveError::Recipients(recipients)));
+            return Err(SaveError::Recipients(recipients));
         }
         let blobs = match (&self.blobs, inline) {
             (_, true) => None,
             (Some(blobs), false) => Some(blobs),
             (None, false) => {
-                let error = SaveError::Blob("there is none".to_owned());
-                return Err(Failure::before(error));
+                return Err(SaveError::Blob("there is none".to_owned()));
             }
         };
         if let Some(blobs) = blobs {
             let kept = blobs.put(id, body).await;
-            kept.map_err(|error| Failure::before(SaveError::Blob(error.to_string())))?;
+            kept.map_err(|error| SaveError::Blob(error.to_string()))?;
         }
         let result = if cancel.commit() {
-            self.publish(id, priority, encoded).await
+            issue.published.store(true, Ordering::Relaxed);
+            self.publish(id, priority, encoded, again).await
         } else {
-            Err(Failure::before(SaveError::Cancelled))
+            Err(SaveError::Cancelled)
         };
-        // The blob of a derived id may belong to an earlier copy of the same message.
-        if let (Err(Failure { written: false, .. }), Some(blobs), false) = (&result, blobs, derived)
+        // The blob may belong to an earlier copy of the same message.
+        let shared = again || id.is_derived();
+        let unused = matches!(&result, Err(error) if !matches!(error, SaveError::Unclear { .. }));
+        if let (true, Some(blobs), false) = (unused, blobs, shared)
             && let Err(error) = blobs.delete(id).await
         {
             tracing::warn!(id = %id, %error, "a body without a message stays in the blob store");
@@ -118,15 +125,17 @@ impl Door {
         result
     }
 
-    /// Until it is known to be in the spool, or not, or patience ends. An unknown confirm is cleared by the same id, marked.
+    /// Until it is known to be in the spool, or not, or patience ends. An unknown confirm is cleared by the same id, marked:
+    /// one of this call, or of an earlier one (`again`).
     async fn publish(
         &self,
         id: MessageId,
         priority: Priority,
         encoded: Bytes,
-    ) -> Result<(), Failure> {
+        again: bool,
+    ) -> Result<(), SaveError> {
         let deadline = Instant::now() + self.patience;
-        let mut written = false;
+        let (mut written, mut said) = (again, false);
         loop {
             let publish = self.wire.publish(SpoolPublish {
                 id,
@@ -141,8 +150,7 @@ impl Door {
                     error.to_string()
                 }
                 Ok(Err(error)) if !written => {
-                    let error = SaveError::Unconfirmed(error.to_string());
-                    return Err(Failure::before(error));
+                    return Err(SaveError::Unconfirmed(error.to_string()));
                 }
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => {
@@ -150,11 +158,11 @@ impl Door {
                     "no confirm in time".to_owned()
                 }
             };
-            tracing::warn!(id = %id, error, "not confirmed: published again, marked");
             if Instant::now() + AGAIN_AFTER >= deadline {
-                let text = format!("it is unknown whether the message was accepted: {error}");
-                let error = SaveError::Unconfirmed(text);
-                return Err(Failure { error, written });
+                return Err(SaveError::Unclear { id, why: error });
+            }
+            if !std::mem::replace(&mut said, true) {
+                tracing::warn!(id = %id, error, "not confirmed: published again, marked");
             }
             sleep(AGAIN_AFTER).await;
         }
@@ -170,7 +178,8 @@ impl Door {
             sender: incoming.sender,
             recipients: incoming.recipients,
             priority: incoming.priority,
-            submitted_at: UnixMillis::now(),
+            // The same for every copy: a Maildir names its file by it.
+            submitted_at: id.issue().map_or_else(UnixMillis::now, |issue| issue.at),
             deferred_until: incoming.deferred_until,
             expires_at: incoming.expires_at,
             report_return: incoming.report_return,
@@ -194,11 +203,14 @@ impl Door {
         let id = match identity {
             Identity::Issued => self.account().issue(UnixMillis::now()),
             Identity::Derived(identity) => MessageId::derived(&self.name, identity),
+            Identity::Again(id) => *id,
         };
         Issue {
             door: self,
             id,
-            open: true.into(),
+            // One that comes again was closed when its fate became unclear.
+            open: (!matches!(identity, Identity::Again(_))).into(),
+            published: false.into(),
         }
     }
 
@@ -208,16 +220,18 @@ impl Door {
     }
 }
 
-/// An id whose fate is open. One that is dropped so (its task was aborted) counts as confirmed, like everything unknown.
+/// An id whose fate is open. One that is dropped so (its task was aborted) is void before its first publish, and counts as
+/// confirmed afterwards, like everything unknown.
 struct Issue<'a> {
     door: &'a Door,
     id: MessageId,
-    open: std::cell::Cell<bool>,
+    open: AtomicBool,
+    published: AtomicBool,
 }
 
 impl Issue<'_> {
     fn close(&self, void: bool) {
-        if self.open.replace(false)
+        if self.open.swap(false, Ordering::Relaxed)
             && let Some(issue) = self.id.issue()
         {
             self.door.account().close(issue.sequence, void);
@@ -227,90 +241,89 @@ impl Issue<'_> {
 
 impl Drop for Issue<'_> {
     fn drop(&mut self) {
-        self.close(false);
-    }
-}
-
-struct Failure {
-    error: SaveError,
-    /// Something may have been written into the spool.
-    written: bool,
-}
-
-impl Failure {
-    fn before(error: SaveError) -> Self {
-        Self {
-            error,
-            written: false,
-        }
-    }
-}
-
-/// The door's account: which of its numbers are confirmed or void.
-#[derive(Debug, Default)]
-pub(super) struct Account {
-    sequence: DoorSequence,
-    open: BTreeSet<u64>,
-    last: u64,
-    voided: VecDeque<u64>,
-}
-
-impl Account {
-    fn issue(&mut self, now: UnixMillis) -> MessageId {
-        let id = self.sequence.issue(now);
-        if let Some(issue) = id.issue() {
-            self.open.insert(issue.sequence);
-            self.last = issue.sequence;
-        }
-        id
-    }
-
-    fn close(&mut self, sequence: u64, void: bool) {
-        self.open.remove(&sequence);
-        if void {
-            self.voided.push_back(sequence);
-            if self.voided.len() > VOIDED_MAX {
-                self.voided.pop_front();
-            }
-        }
-    }
-
-    /// The door incarnation in its ids; `None` while it has issued none.
-    pub fn door(&self) -> Option<u32> {
-        (self.last > 0).then(|| self.sequence.door())
-    }
-
-    /// The highest number up to which none is open.
-    pub fn confirmed(&self) -> u64 {
-        self.open.first().map_or(self.last, |first| first - 1)
-    }
-
-    /// Numbers up to there that never became messages; the newest.
-    pub fn voided(&self) -> Vec<u64> {
-        let confirmed = self.confirmed();
-        let below = self.voided.iter().copied();
-        below.filter(|sequence| *sequence <= confirmed).collect()
+        self.close(!self.published.load(Ordering::Relaxed));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::{BoxFuture, FutureExt};
+    use pombo_proto::{frame::Packet, link::Audience};
+
     use super::*;
 
+    /// A broker that never answers.
+    struct Silence;
+
+    impl Wire for Silence {
+        fn send(&self, _: &Packet) {}
+        fn announce(&self, _: Audience, _: &Packet) {}
+        fn publish(&self, _: SpoolPublish) -> BoxFuture<'static, Result<(), PublishError>> {
+            std::future::pending().boxed()
+        }
+        fn poll_turn(&self, _: &str, _: bool) {}
+    }
+
+    /// Remembers what was published, and takes it from the second on.
+    #[derive(Default)]
+    struct Slow(Mutex<Vec<SpoolPublish>>);
+
+    impl Wire for Slow {
+        fn send(&self, _: &Packet) {}
+        fn announce(&self, _: Audience, _: &Packet) {}
+        fn publish(&self, message: SpoolPublish) -> BoxFuture<'static, Result<(), PublishError>> {
+            let mut published = self.0.lock().unwrap();
+            published.push(message);
+            match published.len() {
+                1 => std::future::pending().boxed(),
+                _ => std::future::ready(Ok(())).boxed(),
+            }
+        }
+        fn poll_turn(&self, _: &str, _: bool) {}
+    }
+
+    fn door(wire: Arc<dyn Wire>) -> Door {
+        Door {
+            name: "door".to_owned(),
+            wire,
+            blobs: None,
+            inline_max: 100,
+            message_max: 1_000,
+            patience: Duration::from_millis(200),
+            account: Mutex::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_unclear_and_comes_again_is_published_under_its_id_and_marked() {
+        let wire = Arc::new(Slow::default());
+        let door = door(Arc::clone(&wire) as Arc<dyn Wire>);
+        let (cancel, body) = (Cancel::default(), Bytes::from_static(b"x"));
+        let mut incoming = Incoming::new("a@example.org", vec!["b@example.net".to_owned()], body);
+        let unclear = door.save(&cancel, incoming.clone()).await;
+        let Err(SaveError::Unclear { id, .. }) = unclear else {
+            panic!("{unclear:?}");
+        };
+        assert_eq!(door.account().confirmed(), 1);
+        incoming.identity = Identity::Again(id);
+        let saved = door.save(&Cancel::default(), incoming).await;
+        assert_eq!(saved.map(|saved| saved.id), Ok(id));
+        let published = wire.0.lock().unwrap();
+        let seen: Vec<_> = published.iter().map(|it| (it.id, it.marked)).collect();
+        assert_eq!(seen, [(id, false), (id, true)]);
+        let account = door.account();
+        assert_eq!((account.confirmed(), account.voided()), (1, vec![]));
+    }
+
     #[test]
-    fn the_watermark_stops_below_the_first_open_number() {
-        let mut account = Account::default();
-        let now = UnixMillis::now();
-        assert_eq!((account.door(), account.confirmed()), (None, 0));
-        let numbers: Vec<_> = (0..4)
-            .map(|_| account.issue(now).issue().unwrap().sequence)
-            .collect();
-        account.close(numbers[1], true);
-        account.close(numbers[3], false);
-        assert_eq!((account.confirmed(), account.voided()), (0, vec![]));
-        account.close(numbers[0], false);
-        assert_eq!((account.confirmed(), account.voided()), (2, vec![2]));
-        account.close(numbers[2], true);
-        assert_eq!((account.confirmed(), account.voided()), (4, vec![2, 3]));
+    fn what_is_abandoned_is_void_before_its_publish_and_confirmed_afterwards() {
+        let door = door(Arc::new(Silence));
+        drop(door.issue(&Identity::Issued));
+        let issue = door.issue(&Identity::Issued);
+        issue.published.store(true, Ordering::Relaxed);
+        assert_eq!(door.account().confirmed(), 1);
+        drop(issue);
+        let account = door.account();
+        assert_eq!((account.confirmed(), account.voided()), (2, vec![(1, 1)]));
     }
 }

@@ -26,7 +26,7 @@ mod door;
 mod permits;
 mod process;
 pub mod registry;
-mod right;
+pub mod right;
 mod service;
 mod submission;
 mod support;
@@ -34,7 +34,7 @@ mod told;
 mod wire;
 
 pub use agent::{Agent, Counters, Drain, Drained, GetCounters, Linked, Parts, Settings, Stop};
-pub use process::main;
+pub use process::{main, main_speaking};
 pub use service::run;
 pub use wire::Wire;
 

@@ -218,9 +218,11 @@ impl Receiving {
         stage.assigned = true;
         let usable = reference.filter(|reference| *reference >= Reference::FIRST);
         let reference = usable.unwrap_or_else(|| self.permits.references.next());
+        tracing::Span::current().record("reference", reference.0);
+        // Nobody waits for it; what follows brings it along.
         self.permits
             .teller
-            .tell(Told::StartReference(self.id, reference));
+            .mention(Told::StartReference(self.id, reference));
     }
 
     fn stage(&self) -> std::sync::MutexGuard<'_, Stage> {
@@ -270,6 +272,7 @@ impl ReceptionHandle for Handle {
             }
         }
         let saved = self.0.permits.door.save(&self.0.cancel, message).await?;
+        tracing::Span::current().record("message", tracing::field::display(saved.id));
         self.0.stage().saved = Some(saved);
         Ok(saved.id)
     }

@@ -4,10 +4,16 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
-use pombo_proto::service;
+use pombo_proto::{
+    service,
+    verbs::{VERSIONS, VersionRange},
+};
 
 use super::registry::Kind;
 use crate::config::Config;
+
+/// Of sysexits.h: the configuration is bad. A service manager need not try again.
+const EX_CONFIG: u8 = 78;
 
 /// Hosts one transport, and offers it to every spooler that it meets on RabbitMQ.
 #[derive(Debug, Parser)]
@@ -16,7 +22,7 @@ struct Arguments {
     /// The configuration file; deploy/agent.sample.toml has every key.
     #[arg(long, value_name = "FILE", env = "POMBO_AGENT_CONFIG")]
     config: PathBuf,
-    /// Check the configuration and exit: 0 if it is good, 2 if not.
+    /// Check the configuration and exit: 0 if it is good, 78 if not.
     #[arg(long)]
     check: bool,
 }
@@ -44,19 +50,25 @@ struct Arguments {
 /// }
 /// ```
 pub fn main(kinds: &'static [Kind]) -> ExitCode {
+    main_speaking(kinds, VERSIONS)
+}
+
+/// [`main`] for a program that speaks other versions of the protocol than this build does by itself: a neighbouring release, as far
+/// as the others can tell. For tests of rolling upgrades.
+pub fn main_speaking(kinds: &'static [Kind], versions: VersionRange) -> ExitCode {
     let arguments = Arguments::parse();
     let config = match check(&arguments, kinds) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{}: {error:#}", program());
-            return ExitCode::from(78);
+            return ExitCode::from(EX_CONFIG);
         }
     };
     if arguments.check {
         println!("{}: ok", arguments.config.display());
         return ExitCode::SUCCESS;
     }
-    match serve(config) {
+    match serve(config, versions) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -75,7 +87,7 @@ fn check(arguments: &Arguments, kinds: &'static [Kind]) -> anyhow::Result<Config
     Ok(config)
 }
 
-fn serve(config: Config) -> anyhow::Result<()> {
+fn serve(config: Config, versions: VersionRange) -> anyhow::Result<()> {
     service::log::init(&config.log)?;
     service::install_tls();
     // Its own threads, so that no transport ever stalls the actor, and no actor a transport.
@@ -85,7 +97,8 @@ fn serve(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the transport's threads")?;
-    let result = actix::System::new().block_on(super::run(config, runtime.handle().clone()));
+    let result =
+        actix::System::new().block_on(super::run(config, versions, runtime.handle().clone()));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
@@ -98,4 +111,18 @@ fn program() -> String {
         || "pombo-agent".into(),
         |name| name.to_string_lossy().into_owned(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_help_names_the_exit_code() {
+        let help = Arguments::command().render_help().to_string();
+        let code = format!("0 if it is good, {EX_CONFIG} if not");
+        assert!(help.contains(&code), "{help}");
+    }
 }

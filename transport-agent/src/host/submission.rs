@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use pombo_proto::{
     blob::{self, Blobs},
-    frame::decode_message,
+    frame::{decode_message, detached},
     ids::{MessageId, RecipientIndex, Reference},
     message::{Body, Envelope},
     outcome::{
@@ -24,10 +24,11 @@ use pombo_proto::{
     },
     verbs::Submit,
 };
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     cancel::Cancel,
-    right::{Right, boot_time},
+    right::{Go, Right, Since, VALID, boot_time},
     support::References,
     told::{Teller, Told},
 };
@@ -49,6 +50,36 @@ pub(super) struct Tools {
     pub right: Arc<Right>,
     pub blobs: Option<Blobs>,
     pub references: Arc<References>,
+    pub room: Room,
+}
+
+/// What large bodies may occupy in memory, over all submissions; who finds none waits. One that is larger than all of it goes
+/// alone.
+#[derive(Clone)]
+pub(super) struct Room {
+    units: Arc<Semaphore>,
+    all: u32,
+}
+
+/// The semaphore counts in these.
+const ROOM_UNIT: u64 = 64 * 1024;
+
+impl Room {
+    pub fn new(bytes: u64) -> Self {
+        let all = u32::try_from(bytes / ROOM_UNIT).unwrap_or(u32::MAX);
+        let all = all.clamp(1, Semaphore::MAX_PERMITS.try_into().unwrap_or(u32::MAX));
+        Self {
+            units: Arc::new(Semaphore::new(all as usize)),
+            all,
+        }
+    }
+
+    /// `None`: it is closed, which it never is.
+    async fn take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let wanted = u32::try_from(bytes.div_ceil(ROOM_UNIT)).unwrap_or(u32::MAX);
+        let units = Arc::clone(&self.units);
+        units.acquire_many_owned(wanted.min(self.all)).await.ok()
+    }
 }
 
 /// A message that cannot be read, or recipients that are not in it.
@@ -63,8 +94,13 @@ pub(super) struct Sending {
     begin_deferred: bool,
     inline: Bytes,
     cancel: Cancel,
+    since: Since,
+    /// Only where doubt is held.
+    go: Option<Arc<Go>>,
     unreadable: AtomicBool,
     said: Mutex<Said>,
+    /// Room for the body, once it was asked for; until the submission is over.
+    held: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 #[derive(Default)]
@@ -81,6 +117,7 @@ impl Sending {
         submit: Submit,
         encoded: Bytes,
         cancel: Cancel,
+        go: Option<Arc<Go>>,
     ) -> Result<Arc<Self>, Unreadable> {
         let message = decode_message(encoded).map_err(|_| Unreadable)?;
         let mut envelope = message.envelope;
@@ -100,15 +137,20 @@ impl Sending {
                 .properties
                 .retain(|property| property.tag.is_transmittable());
         }
+        let since = tools.right.since();
         Ok(Arc::new(Self {
             tools,
             envelope,
             considered,
             begin_deferred: submit.begin_deferred,
-            inline: message.inline,
+            // Ten thousand recipients do not stay for the sake of a short body.
+            inline: detached(message.inline, message.encoded.len()),
             cancel,
+            since,
+            go,
             unreadable: AtomicBool::new(false),
             said: Mutex::default(),
+            held: Mutex::default(),
         }))
     }
 
@@ -131,6 +173,7 @@ impl Sending {
             self.assign(None);
         }
         self.said().over = true;
+        *self.held() = None;
         let sent = matches!(result, SubmitResult::Ok(_) | SubmitResult::Cancelled(_));
         let unreadable = self.unreadable.load(Ordering::Acquire) && !sent;
         let told = Told::Returned(id, (!unreadable).then_some(result));
@@ -168,9 +211,18 @@ impl Sending {
         said.assigned = true;
         let usable = reference.filter(|reference| *reference >= Reference::FIRST);
         let reference = usable.unwrap_or_else(|| self.tools.references.next());
+        tracing::Span::current().record("reference", reference.0);
         self.tools
             .teller
             .tell(Told::Reference(self.envelope.id, reference));
+    }
+
+    fn may_send(&self) -> bool {
+        !self.cancel.is_cancelled() && self.tools.right.holds(self.since, boot_time())
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn said(&self) -> std::sync::MutexGuard<'_, Said> {
@@ -242,6 +294,11 @@ impl SubmissionHandle for Handle {
             return Err(std::io::Error::other("there is no blob store"));
         };
         let id: MessageId = self.0.envelope.id;
+        let has_room = self.0.held().is_some();
+        if !has_room {
+            let room = self.0.tools.room.take(size).await;
+            *self.0.held() = room;
+        }
         match blobs.get(id, size).await {
             Ok(body) if body.len() as u64 == size => Ok(body),
             Err(error @ blob::Error::Unavailable(_)) => Err(std::io::Error::other(error)),
@@ -281,7 +338,23 @@ impl SubmissionHandle for Handle {
     }
 
     async fn may_finish(&self) -> bool {
-        !self.0.cancel.is_cancelled() && self.0.tools.right.holds(boot_time())
+        let it = &self.0;
+        if !it.may_send() {
+            return false;
+        }
+        let Some(go) = &it.go else {
+            return true;
+        };
+        if !go.is_given(boot_time()) {
+            go.ask(boot_time());
+            it.tools.teller.tell(Told::AtTheDot(it.envelope.id));
+            tokio::select! {
+                () = go.given() => {}
+                () = it.cancel.cancelled() => return false,
+                () = tokio::time::sleep(VALID) => return false,
+            }
+        }
+        go.is_given(boot_time()) && it.may_send()
     }
 }
 
@@ -291,6 +364,21 @@ mod tests {
     use pombo_proto::time::UnixMillis;
 
     use super::*;
+
+    #[tokio::test]
+    async fn large_bodies_share_the_room_and_the_largest_goes_alone() {
+        let room = Room::new(10 * ROOM_UNIT);
+        let half = room.take(5 * ROOM_UNIT).await.unwrap();
+        let rest = room.take(5 * ROOM_UNIT - 1).await.unwrap();
+        assert!(room.take(1).now_or_never().is_none());
+        drop(rest);
+        let small = room.take(1).now_or_never().flatten().unwrap();
+        assert!(room.take(u64::MAX).now_or_never().is_none());
+        drop((half, small));
+        let all = room.take(u64::MAX).now_or_never().flatten().unwrap();
+        assert!(room.take(1).now_or_never().is_none());
+        drop(all);
+    }
 
     #[test]
     fn ten_thousand_long_replies_fit_into_a_frame() {

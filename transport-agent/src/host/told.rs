@@ -1,4 +1,7 @@
 //! What the transport's threads tell the agent's actor: gathered, so that one wake carries all that came meanwhile.
+//!
+//! The first word after a rest wakes the actor at once. Then it looks by itself, every [`LOOK_EVERY`], until there was nothing:
+//! so a busy transport wakes it some hundred times a second, and not for every message.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -13,6 +16,9 @@ use pombo_proto::{
 };
 
 use crate::provider::LogonReply;
+
+/// How often the actor looks while it is told things. The packets that follow go at a slower pace anyway.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Names a permit: the question that it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +36,8 @@ pub(super) enum Told {
     Reference(MessageId, Reference),
     /// `status_recips`.
     Statuses(MessageId, Vec<(RecipientIndex, RecipientStatus)>),
+    /// `may_finish`, where doubt is held.
+    AtTheDot(MessageId),
     /// `submit_message` returned; `None`: the message could not be read.
     Returned(MessageId, Option<SubmitResult>),
     /// `end_message` returned.
@@ -69,16 +77,23 @@ pub(super) struct Teller {
 }
 
 struct Shared {
-    told: Mutex<Vec<Told>>,
+    state: Mutex<State>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
+#[derive(Default)]
+struct State {
+    told: Vec<Told>,
+    /// The actor was woken, or looks by itself.
+    awake: bool,
+}
+
 impl Teller {
-    /// `wake` is called when something was told after nothing had been.
+    /// `wake` is called when something is told while the actor rests.
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             shared: Arc::new(Shared {
-                told: Mutex::default(),
+                state: Mutex::default(),
                 wake: Box::new(wake),
             }),
         }
@@ -86,23 +101,37 @@ impl Teller {
 
     /// Tells one thing. Those told by one thread stay in order.
     pub fn tell(&self, told: Told) {
-        let mut all = self.lock();
-        all.push(told);
-        let first = all.len() == 1;
-        drop(all);
-        if first {
+        let mut state = self.lock();
+        state.told.push(told);
+        let rested = !std::mem::replace(&mut state.awake, true);
+        drop(state);
+        if rested {
             (self.shared.wake)();
         }
     }
 
-    /// All that was told since the last time.
-    pub fn take(&self) -> Vec<Told> {
-        std::mem::take(&mut *self.lock())
+    /// Tells one thing that is in no hurry: it is taken with the next one, or at the actor's next beat.
+    pub fn mention(&self, told: Told) {
+        self.lock().told.push(told);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Told>> {
+    /// All that was told since the last time. Nothing: the actor may rest, and is woken by the next word.
+    pub fn take(&self) -> Vec<Told> {
+        let mut state = self.lock();
+        if state.told.is_empty() {
+            state.awake = false;
+        }
+        std::mem::take(&mut state.told)
+    }
+
+    /// What was told or mentioned until now, whether the actor rests or not.
+    pub fn take_mentions(&self) -> Vec<Told> {
+        std::mem::take(&mut self.lock().told)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.shared
-            .told
+            .state
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }

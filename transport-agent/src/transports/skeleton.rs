@@ -18,7 +18,8 @@
 //! - **The reference first**, in both directions: a cancel can come at any moment and names it.
 //! - **An outcome for each recipient.** `Failed` is for ever and makes a report; `Deferred` comes back by itself, so
 //!   never wait or retry inside; whom you do not name is `Left` for the next transport.
-//! - **Ask `may_finish` right before the point of no return**, and leave no trace if it says no.
+//! - **Ask `may_finish` right before the point of no return**, and leave no trace if it says no. It may take a round trip to the
+//!   spooler and a commit there, and a yes is good for ten seconds: have everything else done, and go on at once.
 //! - **"Done" only after `save_changes` has returned an id.** Until then the foreign system must keep the message; then
 //!   tell it. If you die in between, you will read the message again: derive its identity from the source
 //!   ([`Identity::Derived`]), and the second copy vanishes.

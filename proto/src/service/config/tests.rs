@@ -4,7 +4,7 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 
 use super::*;
-use crate::link::Audience;
+use crate::{blob::Place, link::Audience};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -84,8 +84,8 @@ fn an_error_names_file_line_column_and_key() {
         ),
         ("[broker\n", ["agent.toml:1:8: ", ""]),
         (
-            "[blobs]\n",
-            ["agent.toml:1:1: blobs: ", "missing field `path`"],
+            "[blobs]\npaht = \"/x\"\n",
+            ["agent.toml:2:1: ", "unknown field `paht`"],
         ),
         ("extra = 1\n", ["agent.toml:1:1: ", "unknown field `extra`"]),
     ] {
@@ -93,6 +93,21 @@ fn an_error_names_file_line_column_and_key() {
         assert!(error.starts_with(parts[0]), "{error}");
         assert!(error.contains(parts[1]), "{error}");
         assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn an_error_is_one_line_whatever_a_key_holds() {
+    for (text, start) in [
+        ("[\"\\n\"]", r"agent.toml:1:2: \n: unknown field"),
+        (
+            "[log]\n\"a\\u001b[1m\" = 1\n",
+            r"agent.toml:2:1: log.a\u{1b}[1m: unknown field",
+        ),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(error.starts_with(start), "{error:?}");
+        assert!(!error.contains(char::is_control), "{error:?}");
     }
 }
 
@@ -186,4 +201,133 @@ fn credentials_are_asked_for_off_this_host_and_never_doubled() {
     );
     assert_eq!(options("http://mq", None, None), Err("broker.addresses"));
     assert_eq!(options("amqp:///x", None, None), Err("broker.addresses"));
+}
+
+fn place(lines: &str) -> Result<Place, (&'static str, String)> {
+    let config: Config = parse(&format!("[blobs]\n{lines}\n")).unwrap();
+    let place = config.blobs.unwrap().place();
+    place.map_err(|bad| (bad.key, bad.message))
+}
+
+#[test]
+fn blobs_lie_in_a_directory_or_in_a_bucket() {
+    assert!(
+        matches!(place("path = '/x'"), Ok(Place::Directory(path)) if path == std::path::Path::new("/x"))
+    );
+    let Ok(Place::S3(s3)) = place("url = 's3://mail/a/b/'\nendpoint = 'http://127.0.0.1:9000'")
+    else {
+        panic!();
+    };
+    assert_eq!((s3.bucket.as_str(), s3.prefix.as_str()), ("mail", "a/b"));
+    assert!(s3.allow_http && s3.credentials.is_none());
+    let Ok(Place::S3(s3)) = place("url = 's3://mail'\nregion = 'eu-central-1'") else {
+        panic!();
+    };
+    assert!(!s3.allow_http && s3.prefix.is_empty() && s3.endpoint.is_none());
+    let young = "path = '/x'\norphans_after = '2s'\norphans_may_be_young = true";
+    assert!(matches!(place(young), Ok(Place::Directory(_))));
+    let open = "url = 's3://mail'\nendpoint = 'http://s3.example.org'\nallow_http = true";
+    assert!(matches!(place(open), Ok(Place::S3(s3)) if s3.allow_http));
+}
+
+#[test]
+fn what_is_wrong_with_blobs_is_named() {
+    for (lines, key) in [
+        ("", "blobs.path"),
+        ("path = ''", "blobs.path"),
+        ("path = '/x'\nurl = 's3://mail'", "blobs.url"),
+        ("path = '/x'\nregion = 'here'", "blobs.region"),
+        ("url = 'mail'", "blobs.url"),
+        ("url = 's3:///prefix'", "blobs.url"),
+        ("url = 's3://ma il'", "blobs.url"),
+        (
+            "url = 's3://mail'\nendpoint = 'http://s3.example.org'",
+            "blobs.endpoint",
+        ),
+        (
+            "url = 's3://mail'\nendpoint = 'http://127.0.0.1.example.org'",
+            "blobs.endpoint",
+        ),
+        (
+            "url = 's3://mail'\nendpoint = 'ftp://127.0.0.1'",
+            "blobs.endpoint",
+        ),
+        (
+            "url = 's3://mail'\naccess_key_id = { env = 'PATH' }",
+            "blobs.secret_access_key",
+        ),
+        ("path = '/x'\ninline_max = '2MiB'", "blobs.inline_max"),
+        ("path = '/x'\norphans_after = '30d'", "blobs.orphans_after"),
+        (
+            "path = '/x'\norphans_after = '10ms'\norphans_may_be_young = true",
+            "blobs.orphans_after",
+        ),
+    ] {
+        assert_eq!(place(lines).unwrap_err().0, key, "{lines}");
+    }
+}
+
+#[test]
+fn an_address_with_a_password_shows_nowhere() {
+    let broker = Broker {
+        addresses: vec!["amqp://ann:s3cret@mq.example.org/mail".to_owned()],
+        ..Broker::default()
+    };
+    let shown = format!("{broker:?}");
+    assert!(
+        shown.contains("mq.example.org") && !shown.contains("s3cret"),
+        "{shown}"
+    );
+    for bad in [
+        "amqp:/ann:s3cret@mq",
+        "http://ann:s3cret@mq",
+        "amqp://:s3cret@",
+    ] {
+        let broker = Broker {
+            addresses: vec![bad.to_owned()],
+            ..Broker::default()
+        };
+        let error = broker.options(Audience::Agents, "").unwrap_err();
+        assert!(!error.to_string().contains("s3cret"), "{error}");
+    }
+}
+
+#[test]
+fn a_certificate_instead_of_a_password_needs_tls_and_files() {
+    let error = |lines: &str| {
+        let config = parse(&format!("[broker]\n{lines}")).unwrap();
+        config
+            .broker
+            .options(Audience::Agents, "")
+            .unwrap_err()
+            .to_string()
+    };
+    let amqps = "addresses = [\"amqps://mq.example.org\"]\n";
+    let identity = "[broker.tls]\ncertificate = \"/nowhere/c\"\nkey = \"/nowhere/k\"\n";
+    for (lines, said) in [
+        (
+            format!("{amqps}auth = \"external\"\n"),
+            "needs a certificate",
+        ),
+        (
+            format!("{amqps}auth = \"external\"\n{identity}"),
+            "/nowhere/",
+        ),
+        (
+            format!("{amqps}auth = \"external\"\nuser = \"x\"\n{identity}"),
+            "/nowhere/",
+        ),
+        (
+            format!("{amqps}[broker.tls]\nkey = \"/nowhere/k\"\n"),
+            "belong together",
+        ),
+        (format!("auth = \"external\"\n{identity}"), "amqps://"),
+        (
+            format!("{amqps}[broker.tls]\nca_file = \"/nowhere/ca\"\n"),
+            "/nowhere/ca",
+        ),
+    ] {
+        let error = error(&lines);
+        assert!(error.contains(said), "{lines}: {error}");
+    }
 }

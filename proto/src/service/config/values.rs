@@ -1,9 +1,17 @@
 //! Values as people write them: secrets by reference, durations, sizes.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de::Error as _};
+
+/// Far beyond any password.
+const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
 /// A secret that does not stand in the configuration itself: `{ file = "/etc/pombo/password" }` or `{ env = "PASSWORD" }`.
 /// Read while the configuration is parsed, so that an error names the key. Line ends at its end are
@@ -35,7 +43,7 @@ impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let source = SecretSource::deserialize(from)?;
         let text = match (source.file, source.env) {
-            (Some(file), None) => std::fs::read_to_string(&file)
+            (Some(file), None) => read(&file)
                 .map_err(|error| D::Error::custom(format!("{}: {error}", file.display())))?,
             (None, Some(variable)) => std::env::var(&variable).map_err(|_| {
                 D::Error::custom(format!("the environment has no variable {variable}"))
@@ -52,6 +60,15 @@ impl<'de> Deserialize<'de> for Secret {
         }
         Ok(Self::from(secret.to_owned()))
     }
+}
+
+/// Not more than a secret can be: some files never end.
+fn read(file: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    File::open(file)?
+        .take(SECRET_BYTES_MAX)
+        .read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// `#[serde(with = "duration")]`: a duration as in `"1m 30s"`.

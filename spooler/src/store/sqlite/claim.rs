@@ -24,18 +24,13 @@ use pombo_proto::{
 use rusqlite::{OptionalExtension, params};
 
 use super::{
-    super::{ClaimRequest, Claimed, Mark},
-    commit::{DROP, stored_time},
+    super::{
+        ClaimRequest, Claimed,
+        stored::{CLAIMED_MAX, LANES_MAX, STEPPED_OVER_MAX, mark_from, stored_time, time_from},
+    },
     members,
     parts::Scope,
 };
-
-/// Excluded rows that a walk steps over, per priority.
-const STEPPED_OVER_MAX: usize = 2_000;
-/// Lanes that one claim looks into.
-const LANES_MAX: usize = 1_000;
-/// Rows in one claim, whatever is asked for.
-const ROWS_MAX: usize = 4_096;
 
 const PRIORITIES: std::ops::Range<i64> = 0..3;
 
@@ -92,7 +87,7 @@ fn candidates(
     cursor: &mut LaneCursor,
     request: &ClaimRequest,
 ) -> rusqlite::Result<Vec<Place>> {
-    let limit = request.limit.min(ROWS_MAX);
+    let limit = request.limit.min(CLAIMED_MAX);
     let excluded = Excluded::new(&request.excluded);
     let (mut places, gave_up) = in_order(scope, request.now, limit, &excluded)?;
     if gave_up && limit > 0 {
@@ -236,17 +231,15 @@ fn take(
         let Some(sql) = scope.part(part) else {
             continue;
         };
-        let (message, at_once): (Vec<u8>, Option<bool>) = scope
+        let message: Vec<u8> = scope
             .transaction
             .prepare_cached(&sql.read_body)?
-            .query_row([number], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            .query_row([number], |row| row.get(0))?;
         bytes = bytes.saturating_add(message.len());
         if bytes > request.bytes && !claimed.is_empty() {
             break;
         }
-        let mut one = take_one(scope, &sql.take, number, request, message.into())?;
-        one.at_once = at_once.unwrap_or(false);
-        claimed.push(one);
+        claimed.push(take_one(scope, &sql.take, number, request, message.into())?);
     }
     Ok(claimed)
 }
@@ -266,14 +259,12 @@ fn take_one(
                 id: MessageId(uuid::Uuid::from_bytes(row.get(0)?)),
                 fence: Fence(row.get(1)?),
                 doubt: row.get(2)?,
-                mark: match row.get(3)? {
-                    0 => Mark::None,
-                    DROP => Mark::Drop,
-                    _ => Mark::Cancel,
-                },
-                at_once: false,
+                unsure_since: time_from(row.get(7)?),
+                mark: mark_from(row.get(3)?),
                 message,
                 progress: row.get(4)?,
+                deaths: row.get(5)?,
+                note: row.get(6)?,
             })
         },
     )

@@ -3,24 +3,23 @@
 use pombo_proto::{
     control::QueueState,
     ids::{Fence, Incarnation, MessageId},
-    message::Priority,
     time::UnixMillis,
     verbs::Tenancy,
 };
 use rusqlite::{OptionalExtension, params};
 
 use super::{
-    super::{RowData, Write, Written},
-    parts::{self, CLAIMED, DEAD, FINISHED, HELD, Scope, Sql, WAITING},
+    super::{
+        RowData, Write, Written,
+        stored::{
+            CANCEL_FRESH, CANCEL_KNOWN, CLAIMED, FINISHED, HELD, IN_DOUBT, WAITING, recorded_state,
+            stored, stored_priority, stored_time,
+        },
+        tally::Tallies,
+    },
+    ledger,
+    parts::{Scope, Sql},
 };
-
-/// A cancel that the holder learned of when it claimed.
-pub(super) const CANCEL_KNOWN: i64 = 1;
-/// A cancel that was marked while the row was claimed: what the holder records next does not answer it.
-pub(super) const CANCEL_FRESH: i64 = 2;
-
-/// A drop: the message is given up.
-pub(super) const DROP: i64 = 3;
 
 /// What decides about a row.
 pub(super) struct Standing {
@@ -33,48 +32,27 @@ pub(super) struct Standing {
     recorded: Option<(i64, [u8; 16], i64)>,
 }
 
-/// Added to the recorded state where the verdict left the row in doubt: what an agent keeps of that fence must stay there
-/// until somebody has adopted it.
-const IN_DOUBT: i64 = 16;
-
-/// What is remembered of a verdict besides its fence and holder.
-fn recorded_state(row: &RowData) -> i64 {
-    stored(row.state) + if row.doubt { IN_DOUBT } else { 0 }
-}
-
-/// A state as it is stored. Nobody writes `Moving`: a row is claimed by a claim or not at all.
-pub(super) fn stored(state: QueueState) -> i64 {
-    match state {
-        QueueState::Waiting | QueueState::Moving => WAITING,
-        QueueState::Held => HELD,
-        QueueState::Dead => DEAD,
-        QueueState::Finished => FINISHED,
-    }
-}
-
-/// A priority as it is stored: in the order of claims.
-pub(super) fn stored_priority(priority: Priority) -> i64 {
-    match priority {
-        Priority::Urgent => 0,
-        Priority::Normal => 1,
-        Priority::Bulk => 2,
-    }
-}
-
-/// An instant as it is stored.
-pub(super) fn stored_time(at: UnixMillis) -> i64 {
-    i64::try_from(at.0).unwrap_or(i64::MAX)
-}
-
 pub(super) fn commit(
     scope: &mut Scope<'_>,
     now: UnixMillis,
     writes: &[Write],
 ) -> rusqlite::Result<Vec<Written>> {
     let mut answers = Vec::with_capacity(writes.len());
+    let mut tallies = Tallies::default();
     for write in writes {
         let won = match write {
-            Write::Move { id, row } => insert(scope, now, *id, row, None)?,
+            Write::Move { id, row } => {
+                let is_new = insert(scope, now, *id, row, None)?;
+                if is_new {
+                    tallies.entered(*id, row, false);
+                }
+                is_new
+            }
+            Write::Note {
+                tenancy,
+                holder,
+                note,
+            } => take_note(scope, *tenancy, *holder, note)?,
             Write::Record {
                 tenancy,
                 holder,
@@ -87,8 +65,16 @@ pub(super) fn commit(
                     record_claim(scope, now, *tenancy, *holder, row)?
                 };
                 if decision == Decision::Now {
+                    let is_new = tenancy.fence == Fence(0);
+                    if is_new {
+                        tallies.entered(tenancy.id, row, row.tally.is_report);
+                    } else if row.state == QueueState::Finished {
+                        tallies.finished(tenancy.id, row);
+                    }
                     for (id, report) in reports {
-                        insert(scope, now, *id, report, None)?;
+                        if insert(scope, now, *id, report, None)? {
+                            tallies.entered(*id, report, true);
+                        }
                     }
                 }
                 decision != Decision::Other
@@ -96,6 +82,7 @@ pub(super) fn commit(
         };
         answers.push(if won { Written::Won } else { Written::Lost });
     }
+    ledger::enter(scope, now, tallies)?;
     Ok(answers)
 }
 
@@ -140,10 +127,7 @@ fn record_claim(
     let Some(standing) = find(scope, &sql, tenancy.id)? else {
         return Ok(Decision::Other);
     };
-    let held = standing.state == CLAIMED
-        && standing.fence == i64::from(tenancy.fence.0)
-        && standing.holder.as_ref() == Some(holder.0.as_bytes());
-    if !held {
+    if !standing.is_held(tenancy, holder) {
         return Ok(repeated(Some(&standing), tenancy, holder, row));
     }
     let asked = stored(row.state);
@@ -179,8 +163,32 @@ fn record_claim(
             row.progress,
             (state == FINISHED).then_some(&row.message[..]),
             wake.map(stored_time),
+            row.in_doubt,
+            row.deaths,
+            stored_time(row.unsure_since),
         ])?;
     Ok(Decision::Now)
+}
+
+/// A note is taken only of what is still this holder's to decide.
+fn take_note(
+    scope: &mut Scope<'_>,
+    tenancy: Tenancy,
+    holder: Incarnation,
+    note: &[u8],
+) -> rusqlite::Result<bool> {
+    let Some(sql) = scope.part(tenancy.id.part()) else {
+        return Ok(false);
+    };
+    let standing = find(scope, &sql, tenancy.id)?;
+    let Some(standing) = standing.filter(|standing| standing.is_held(tenancy, holder)) else {
+        return Ok(false);
+    };
+    scope
+        .transaction
+        .prepare_cached(&sql.note)?
+        .execute(params![standing.row, note])?;
+    Ok(true)
 }
 
 /// When a row is due, and when it wakes.
@@ -245,6 +253,9 @@ fn insert(
             row.progress,
             (state == FINISHED).then_some(&row.message[..]),
             row.wake.map(stored_time),
+            row.in_doubt,
+            row.deaths,
+            stored_time(row.unsure_since),
         ])?;
     if inserted == 1 && state != FINISHED {
         let number = scope.transaction.last_insert_rowid();
@@ -285,6 +296,13 @@ pub(super) fn find(
 }
 
 impl Standing {
+    /// Whether it is claimed under this fence by this holder.
+    fn is_held(&self, tenancy: Tenancy, holder: Incarnation) -> bool {
+        self.state == CLAIMED
+            && self.fence == i64::from(tenancy.fence.0)
+            && self.holder.as_ref() == Some(holder.0.as_bytes())
+    }
+
     /// Whether somebody recorded what became of this fence: at it, unless in doubt, or at a higher one.
     pub fn is_recorded_at(&self, fence: Fence) -> bool {
         let fence = i64::from(fence.0);
@@ -297,8 +315,8 @@ impl Standing {
 /// Where a row goes when its holder has ended: the same marks count, and what it may have submitted is unknown.
 pub(super) fn after_its_holder(cancel: i64, hold: bool, now: UnixMillis) -> (i64, Option<i64>) {
     if hold && cancel != CANCEL_FRESH {
-        (parts::HELD, None)
+        (HELD, None)
     } else {
-        (parts::WAITING, Some(stored_time(now)))
+        (WAITING, Some(stored_time(now)))
     }
 }

@@ -5,29 +5,14 @@
 //! it. Both are rowid tables with an index on the id: rows of some 700 bytes would make a clustered tree of fan-out five.
 //!
 //! A part is made by the first write that needs it and dropped whole once nothing in it is unfinished; any process may do
-//! either, so the list of parts is read at the start of every transaction (some microseconds). A drop takes about half a
-//! microsecond per row, if the file is cached: writes of other processes wait for it.
+//! either, so the list of parts is read at the start of every transaction (some microseconds). A drop takes time by the row, and
+//! writes of other processes wait for it: so the rows go first, in steps, and then what is left of the part.
 
 use std::{collections::HashMap, sync::Arc};
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-/// States as they are stored. 1 and 2 also stand in the schema's partial indexes.
-pub(super) const WAITING: i64 = 1;
-/// See [`WAITING`].
-pub(super) const CLAIMED: i64 = 2;
-/// See [`WAITING`].
-pub(super) const HELD: i64 = 3;
-/// See [`WAITING`].
-pub(super) const DEAD: i64 = 4;
-/// See [`WAITING`].
-pub(super) const FINISHED: i64 = 5;
-
-/// Derived ids carry no date.
-const UNDATED: u32 = 0;
-/// At most this many finished rows of derived ids go in one call of prune (about a second on a slow disk).
-const DERIVED_PRUNED_MAX: usize = 20_000;
-const DAY_MS: i64 = 86_400_000;
+use super::super::stored::{CLAIMED, DAY_MS, DEAD, FINISHED, HELD, PRUNED_MAX, UNDATED, WAITING};
 
 /// The SQL for one part's tables.
 #[derive(Debug)]
@@ -43,12 +28,14 @@ pub(super) struct Sql {
     pub take: String,
     pub row_by_id: String,
     pub row_by_number: String,
-    pub newest_finished: String,
+    pub newest: String,
     pub mark: String,
     pub marks: String,
     pub progress: String,
     pub set_progress: String,
     pub give_back: String,
+    pub note: String,
+    pub forget_deaths: String,
 }
 
 /// A fresh cancel is known to whoever claims the row next.
@@ -56,7 +43,7 @@ const SEEN: &str = "iif(cancel = 2, 1, cancel)";
 
 /// What a row is read by; in the order that [`super::rows`] expects.
 const COLUMNS: &str = "row, id, state, fence, holder, cancel, changed, due, priority, doubt, reason, transport, \
-                       destination, progress, head, wake";
+                       destination, progress, head, wake, in_doubt, deaths, unsure_since";
 
 impl Sql {
     fn new(part: u32) -> Self {
@@ -64,8 +51,9 @@ impl Sql {
         Self {
             insert: format!(
                 "INSERT INTO {rows} (id, state, fence, holder, recorded_fence, recorded_by, recorded_state, cancel, \
-                 hold, doubt, changed, due, priority, reason, transport, destination, progress, head, wake) \
-                 VALUES (?1, ?2, 0, NULL, ?3, ?4, ?5, 0, 0, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \
+                 hold, doubt, changed, due, priority, reason, transport, destination, progress, head, wake, in_doubt, \
+                 deaths, unsure_since) \
+                 VALUES (?1, ?2, 0, NULL, ?3, ?4, ?5, 0, 0, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18) \
                  ON CONFLICT (id) DO NOTHING"
             ),
             insert_body: format!("INSERT INTO {bodies} (row, message) VALUES (?1, ?2)"),
@@ -76,26 +64,26 @@ impl Sql {
             record: format!(
                 "UPDATE {rows} SET state = ?2, holder = NULL, recorded_fence = fence, recorded_by = ?3, \
                  recorded_state = ?4, cancel = ?5, hold = 0, doubt = ?6, changed = ?7, due = ?8, priority = ?9, \
-                 reason = ?10, transport = ?11, destination = ?12, progress = ?13, head = ?14, wake = ?15 \
-                 WHERE row = ?1"
+                 reason = ?10, transport = ?11, destination = ?12, progress = ?13, head = ?14, wake = ?15, \
+                 in_doubt = ?16, deaths = ?17, note = iif(?6, note, NULL), unsure_since = ?18 WHERE row = ?1"
             ),
             replace_body: format!(
                 "UPDATE {bodies} SET message = ?2 WHERE row = ?1 AND message <> ?2"
             ),
             delete_body: format!("DELETE FROM {bodies} WHERE row = ?1"),
-            // A row that is due since it was last changed was made due by somebody.
-            read_body: format!(
-                "SELECT message, (SELECT due = changed FROM {rows} WHERE row = ?1) FROM {bodies} WHERE row = ?1"
-            ),
+            read_body: format!("SELECT message FROM {bodies} WHERE row = ?1"),
             take: format!(
                 "UPDATE {rows} SET state = {CLAIMED}, fence = fence + 1, holder = ?2, cancel = {SEEN}, \
-                 changed = ?3, due = NULL, wake = NULL WHERE row = ?1 AND state = {WAITING} \
-                 RETURNING id, fence, doubt, cancel, progress"
+                 changed = ?3, due = NULL, wake = NULL, unsure_since = iif(doubt, unsure_since, ?3) \
+                 WHERE row = ?1 AND state = {WAITING} \
+                 RETURNING id, fence, doubt, cancel, progress, deaths, note, unsure_since"
             ),
+            note: format!("UPDATE {rows} SET note = ?2 WHERE row = ?1"),
+            forget_deaths: format!("UPDATE {rows} SET deaths = 0, note = NULL WHERE row = ?1"),
             row_by_id: format!("SELECT {COLUMNS} FROM {rows} WHERE id = ?1"),
             row_by_number: format!("SELECT {COLUMNS} FROM {rows} WHERE row = ?1"),
-            newest_finished: format!(
-                "SELECT {COLUMNS} FROM {rows} WHERE state = {FINISHED} ORDER BY row DESC"
+            newest: format!(
+                "SELECT {COLUMNS} FROM {rows} WHERE row < ?1 ORDER BY row DESC LIMIT ?2"
             ),
             mark: format!(
                 "UPDATE {rows} SET state = ?2, due = ?3, wake = ?3, cancel = ?4, hold = ?5, changed = ?6 WHERE row = ?1"
@@ -105,7 +93,7 @@ impl Sql {
             set_progress: format!("UPDATE {rows} SET progress = ?2 WHERE row = ?1"),
             give_back: format!(
                 "UPDATE {rows} SET state = ?2, due = ?3, wake = ?3, cancel = {SEEN}, hold = 0, holder = NULL, \
-                 doubt = 1, changed = ?4, reason = ?5 WHERE row = ?1"
+                 doubt = 1, deaths = deaths + ?6, changed = ?4, reason = ?5 WHERE row = ?1"
             ),
             body_table: bodies,
         }
@@ -140,20 +128,35 @@ fn create(part: u32) -> String {
             transport TEXT,
             destination TEXT,
             progress BLOB NOT NULL,
-            head BLOB
+            head BLOB,
+            in_doubt INTEGER NOT NULL DEFAULT 0,
+            deaths INTEGER NOT NULL DEFAULT 0,
+            note BLOB,
+            unsure_since INTEGER NOT NULL DEFAULT 0
         ) STRICT;
         CREATE TABLE body_{part} (row INTEGER PRIMARY KEY, message BLOB NOT NULL) STRICT;
         {undated}
-        CREATE TRIGGER part_{part}_enters AFTER INSERT ON part_{part} WHEN NEW.state < {FINISHED} BEGIN
-            INSERT INTO queue (part, row, state, priority, due, wake, transport, destination, holder, since)
+        {triggers}
+        INSERT INTO parts (part) VALUES ({part});
+        INSERT INTO counts (part, state, n) VALUES
+            ({part}, {WAITING}, 0), ({part}, {CLAIMED}, 0), ({part}, {HELD}, 0), ({part}, {DEAD}, 0);",
+        triggers = triggers(part)
+    )
+}
+
+fn triggers(part: u32) -> String {
+    format!(
+        "CREATE TRIGGER part_{part}_enters AFTER INSERT ON part_{part} WHEN NEW.state < {FINISHED} BEGIN
+            INSERT INTO queue (part, row, state, priority, due, wake, transport, destination, holder, since, in_doubt)
             VALUES ({part}, NEW.row, NEW.state, NEW.priority, NEW.due, NEW.wake, ifnull(NEW.transport, ''),
-                    ifnull(NEW.destination, ''), NEW.holder, NEW.changed);
+                    ifnull(NEW.destination, ''), NEW.holder, NEW.changed, NEW.in_doubt);
             UPDATE counts SET n = n + 1 WHERE part = {part} AND state = NEW.state;
         END;
-        CREATE TRIGGER part_{part}_moves AFTER UPDATE OF state, priority, due, wake, transport, destination, holder
+        CREATE TRIGGER part_{part}_moves AFTER UPDATE OF state, priority, due, wake, transport, destination, holder, in_doubt
         ON part_{part} WHEN OLD.state < {FINISHED} AND NEW.state < {FINISHED} BEGIN
             UPDATE queue SET state = NEW.state, priority = NEW.priority, due = NEW.due, wake = NEW.wake,
-                transport = ifnull(NEW.transport, ''), destination = ifnull(NEW.destination, ''), holder = NEW.holder
+                transport = ifnull(NEW.transport, ''), destination = ifnull(NEW.destination, ''), holder = NEW.holder,
+                in_doubt = NEW.in_doubt
             WHERE part = {part} AND row = NEW.row;
             UPDATE counts SET n = n - 1 WHERE part = {part} AND state = OLD.state;
             UPDATE counts SET n = n + 1 WHERE part = {part} AND state = NEW.state;
@@ -162,11 +165,40 @@ fn create(part: u32) -> String {
         WHEN OLD.state < {FINISHED} AND NEW.state = {FINISHED} BEGIN
             DELETE FROM queue WHERE part = {part} AND row = NEW.row;
             UPDATE counts SET n = n - 1 WHERE part = {part} AND state = OLD.state;
-        END;
-        INSERT INTO parts (part) VALUES ({part});
-        INSERT INTO counts (part, state, n) VALUES
-            ({part}, {WAITING}, 0), ({part}, {CLAIMED}, 0), ({part}, {HELD}, 0), ({part}, {DEAD}, 0);"
+        END;"
     )
+}
+
+/// Brings the parts of a file of version 1 to what [`create`] makes.
+pub(super) fn add_doubt(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    for part in all(transaction)? {
+        transaction.execute_batch(&format!(
+            "ALTER TABLE part_{part} ADD COLUMN in_doubt INTEGER NOT NULL DEFAULT 0;
+             ALTER TABLE part_{part} ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;
+             ALTER TABLE part_{part} ADD COLUMN note BLOB;
+             DROP TRIGGER part_{part}_enters; DROP TRIGGER part_{part}_moves; DROP TRIGGER part_{part}_leaves;
+             {}",
+            triggers(part)
+        ))?;
+    }
+    Ok(())
+}
+
+/// The same for one of version 2. What is in doubt there may have been with anybody.
+pub(super) fn add_unsure_since(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    for part in all(transaction)? {
+        transaction.execute_batch(&format!(
+            "ALTER TABLE part_{part} ADD COLUMN unsure_since INTEGER NOT NULL DEFAULT 0"
+        ))?;
+    }
+    Ok(())
+}
+
+fn all(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<u32>> {
+    transaction
+        .prepare_cached("SELECT part FROM parts ORDER BY part")?
+        .query_map([], |row| row.get(0))?
+        .collect()
 }
 
 /// The texts of the parts seen, made once each.
@@ -195,10 +227,7 @@ impl<'a> Scope<'a> {
         transaction: &'a Transaction<'a>,
         statements: &'a mut Statements,
     ) -> rusqlite::Result<Self> {
-        let parts = transaction
-            .prepare_cached("SELECT part FROM parts ORDER BY part")?
-            .query_map([], |row| row.get(0))?
-            .collect::<rusqlite::Result<Vec<u32>>>()?;
+        let parts = all(transaction)?;
         if statements.0.len() > parts.len() {
             statements
                 .0
@@ -239,28 +268,57 @@ pub(super) fn older_than(scope: &mut Scope<'_>, before: u32) -> rusqlite::Result
     Ok(scope.parts().iter().filter(dated).copied().collect())
 }
 
-/// Drops a part unless something in it is unfinished, or another process was quicker.
-pub(super) fn drop_if_done(scope: &mut Scope<'_>, part: u32) -> rusqlite::Result<bool> {
-    if scope.parts.binary_search(&part).is_err() {
-        return Ok(false);
+/// Those of them in which nothing is unfinished.
+pub(super) fn done_before(scope: &mut Scope<'_>, before: u32) -> rusqlite::Result<Vec<u32>> {
+    let mut done = Vec::new();
+    for part in older_than(scope, before)? {
+        if is_done(scope, part)? {
+            done.push(part);
+        }
     }
+    Ok(done)
+}
+
+fn is_done(scope: &Scope<'_>, part: u32) -> rusqlite::Result<bool> {
     let unfinished = scope
         .transaction
-        .query_row(
-            "SELECT 1 FROM counts WHERE part = ?1 AND n <> 0 LIMIT 1",
-            [part],
-            |_| Ok(()),
-        )
+        .prepare_cached("SELECT 1 FROM counts WHERE part = ?1 AND n <> 0 LIMIT 1")?
+        .query_row([part], |_| Ok(()))
         .optional()?;
-    if unfinished.is_some() {
-        return Ok(false);
+    Ok(unfinished.is_none())
+}
+
+/// What became of a part.
+pub(super) enum Step {
+    /// Something in it is unfinished, or another process was quicker.
+    Stays,
+    /// Some of its rows are gone; there may be more.
+    Shrunk,
+    /// It was empty, or nearly, and is gone.
+    Dropped,
+}
+
+/// Takes some rows from a part, or drops it once the rest is small: a drop walks through all pages, and nobody else can write
+/// meanwhile.
+pub(super) fn prune(scope: &mut Scope<'_>, part: u32) -> rusqlite::Result<Step> {
+    if scope.parts.binary_search(&part).is_err() || !is_done(scope, part)? {
+        return Ok(Step::Stays);
+    }
+    let deleted = scope.transaction.execute(
+        &format!(
+            "DELETE FROM part_{part} WHERE row IN (SELECT row FROM part_{part} ORDER BY row LIMIT ?1)"
+        ),
+        [PRUNED_MAX as i64],
+    )?;
+    if deleted == PRUNED_MAX {
+        return Ok(Step::Shrunk);
     }
     scope.transaction.execute_batch(&format!(
         "DROP TABLE part_{part}; DROP TABLE body_{part};
          DELETE FROM counts WHERE part = {part}; DELETE FROM parts WHERE part = {part};"
     ))?;
     tracing::info!(part, "store: a part is dropped");
-    Ok(true)
+    Ok(Step::Dropped)
 }
 
 /// Deletes what has finished under derived ids before that day: how many, and whether there is more.
@@ -273,10 +331,10 @@ pub(super) fn prune_derived(scope: &mut Scope<'_>, before: u32) -> rusqlite::Res
             "DELETE FROM part_0 WHERE row IN (SELECT row FROM part_0 INDEXED BY part_0_age \
              WHERE state = {FINISHED} AND changed < ?1 ORDER BY changed LIMIT ?2)"
         ),
-        params![i64::from(before) * DAY_MS, DERIVED_PRUNED_MAX as i64],
+        params![i64::from(before) * DAY_MS, PRUNED_MAX as i64],
     )?;
     Ok((
         u32::try_from(deleted).unwrap_or(u32::MAX),
-        deleted == DERIVED_PRUNED_MAX,
+        deleted == PRUNED_MAX,
     ))
 }

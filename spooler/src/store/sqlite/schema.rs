@@ -2,15 +2,19 @@
 
 use std::path::Path;
 
+use pombo_proto::time::UnixMillis;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
-use super::{Error, Options};
+use super::{
+    Error, Options, ledger,
+    parts::{self, Scope, Statements},
+};
 
 /// "Pomb", in the file's header.
 const APPLICATION_ID: i32 = 0x506f_6d62;
 
 /// One step per version: the n-th leads from `user_version` n to n + 1. Steps are only ever added.
-const MIGRATIONS: [&str; 1] = [FIRST];
+const MIGRATIONS: [&str; 5] = [FIRST, DOUBT, STRUCK, LEDGER, LISTS];
 
 /// `queue` is the index over all parts of what is not finished: SQLite has none across tables. Triggers of each part keep
 /// it and `counts` in the same transaction, so both are right whoever writes and whatever crashes. No transport and no
@@ -52,6 +56,60 @@ CREATE TABLE instances (
     transport TEXT NOT NULL,
     host TEXT NOT NULL
 ) STRICT;
+";
+
+/// What is in doubt, and until when an agent may send. Each part that is there already follows by [`parts::add_doubt`].
+const DOUBT: &str = "
+ALTER TABLE queue ADD COLUMN in_doubt INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX queue_in_doubt ON queue (in_doubt, since) WHERE in_doubt > 0;
+ALTER TABLE instances ADD COLUMN counter INTEGER NOT NULL DEFAULT 1;
+";
+
+/// Who was struck off, and when: null for who is listed. Since when a message may have been with somebody follows by
+/// [`parts::add_unsure_since`].
+const STRUCK: &str = "
+ALTER TABLE instances ADD COLUMN struck INTEGER;
+";
+
+/// The ledger, and who does what one does at a time. `complete`: how many pages from the first on are complete, and not kept. The
+/// columns `to_...` count recipients, those before them messages.
+const LEDGER: &str = "
+CREATE TABLE accounts (
+    account INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    confirmed INTEGER NOT NULL,
+    voided INTEGER NOT NULL,
+    complete INTEGER NOT NULL,
+    rows INTEGER NOT NULL,
+    delivered INTEGER NOT NULL,
+    failed INTEGER NOT NULL,
+    expired INTEGER NOT NULL,
+    cancelled INTEGER NOT NULL,
+    to_delivered INTEGER NOT NULL,
+    to_failed INTEGER NOT NULL,
+    to_expired INTEGER NOT NULL,
+    to_cancelled INTEGER NOT NULL,
+    changed INTEGER NOT NULL
+) STRICT;
+CREATE TABLE pages (
+    account INTEGER NOT NULL,
+    page INTEGER NOT NULL,
+    bits BLOB NOT NULL,
+    PRIMARY KEY (account, page)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE chores (
+    name TEXT PRIMARY KEY,
+    holder BLOB,
+    ended INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
+/// Lists are read in slices: from a place on, in the order of age. What does not wait is found among a million that do; what is
+/// in doubt is counted from its index alone.
+const LISTS: &str = "
+CREATE INDEX queue_apart ON queue (state, since) WHERE state = 2 OR state = 3 OR state = 4;
+DROP INDEX queue_in_doubt;
+CREATE INDEX queue_in_doubt ON queue (since, part, row, in_doubt) WHERE in_doubt > 0;
 ";
 
 /// A dozen texts for each part; a day or two are in use at a time, more after a long outage.
@@ -128,8 +186,18 @@ fn version(connection: &Connection) -> Result<usize, Error> {
 fn migrate(connection: &mut Connection) -> Result<(), Error> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let from = version(&transaction)?;
-    for step in &MIGRATIONS[from..] {
+    for (version, step) in MIGRATIONS.iter().enumerate().skip(from) {
         transaction.execute_batch(step)?;
+        match version {
+            1 => parts::add_doubt(&transaction)?,
+            2 => parts::add_unsure_since(&transaction)?,
+            3 => {
+                let mut statements = Statements::default();
+                let mut scope = Scope::begin(&transaction, &mut statements)?;
+                ledger::begin(&mut scope, UnixMillis::now())?;
+            }
+            _ => {}
+        }
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;

@@ -13,7 +13,7 @@ use pombo_proto::{
     ids::{Correlation, Reference},
     verbs::{SpoolerNotification, StartResult, Verb},
 };
-use tracing::debug;
+use tracing::{Instrument, debug};
 
 use super::{Agent, Direction};
 use crate::{
@@ -26,6 +26,10 @@ use crate::{
 
 /// Permits of one session, at most; a spooler's window is far below.
 const PERMITS_MAX: usize = 1_024;
+/// What one message of a door counts at most in the pace of its notifications. A door waits for its clients and not for itself,
+/// and takes as many at a time as it has permits: slow ones must not keep back the notification that brings others theirs. Well
+/// below the time that a client waits for a permit.
+const DOOR_PACE_MAX: Duration = Duration::from_secs(1);
 
 impl Agent {
     /// Lets the gate speak, to the sessions that take mail in turn.
@@ -83,7 +87,14 @@ impl Agent {
             drop(self.permits.offer(ticket));
         } else {
             let transport = Arc::clone(&self.transport);
-            self.runtime.spawn(receive(transport, Handle::new(ticket)));
+            let span = tracing::info_span!(
+                "reception",
+                message = tracing::field::Empty,
+                reference = tracing::field::Empty,
+                transport = self.settings.name,
+            );
+            let receiving = receive(transport, Handle::new(ticket));
+            self.runtime.spawn(receiving.instrument(span));
         }
     }
 
@@ -117,7 +128,8 @@ impl Agent {
             self.counters.saved += 1;
             debug!(id = %id, size, "start_message saved");
             if let Some(took) = took {
-                self.gate.handle_message_time(took);
+                self.gate
+                    .handle_message_time(pace(took, self.permits.standing));
                 metrics::histogram!("pombo_agent_reception_seconds").record(took.as_secs_f64());
             }
         }
@@ -168,6 +180,7 @@ impl Agent {
         let Some(peer) = self.peers.get_mut(&session) else {
             return;
         };
+        let begun = begun && !peer.no_connect;
         peer.begun[Direction::Inbound as usize] = begun;
         if begun && self.draining.is_none() {
             self.permits.open(session);
@@ -185,6 +198,11 @@ impl Agent {
     }
 }
 
+/// How long a message has kept the transport, not its client.
+fn pace(took: Duration, door: bool) -> Duration {
+    if door { took.min(DOOR_PACE_MAX) } else { took }
+}
+
 /// StartMessage of a transport that is called.
 async fn receive(transport: Arc<dyn Transport>, handle: Handle) {
     let receiving = Arc::clone(&handle.0);
@@ -196,4 +214,26 @@ async fn receive(transport: Arc<dyn Transport>, handle: Handle) {
         Received::Failed("the transport failed on this message".to_owned())
     });
     receiving.finish(received);
+}
+
+#[cfg(test)]
+mod tests {
+    use pombo_proto::gate::Gate;
+
+    use super::*;
+
+    #[test]
+    fn slow_clients_do_not_keep_notifications_back() {
+        for (door, at_most) in [(true, DOOR_PACE_MAX), (false, Duration::from_secs(1_500))] {
+            let mut gate = Gate::new(Duration::from_millis(10));
+            for _ in 0..100 {
+                gate.handle_message_time(pace(Duration::from_secs(1_500), door));
+            }
+            let now = Instant::now();
+            gate.handle_sent(now, 1);
+            gate.handle_notify();
+            let due = gate.poll_timeout().unwrap() - now;
+            assert!(due <= at_most && due > at_most / 2, "{due:?}");
+        }
+    }
 }

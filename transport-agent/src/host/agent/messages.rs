@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::Message;
-use pombo_proto::{blob::Blobs, link::Event, service::http::Health};
+use pombo_proto::{blob::Blobs, link::Event, service::http::Health, verbs::VersionRange};
 use tokio::sync::oneshot;
 
 use crate::{host::wire::Wire, provider::Transport};
@@ -27,8 +27,12 @@ pub struct Settings {
     pub notify_interval: Duration,
     /// See [`crate::config::AgentSection::sessions_max`].
     pub sessions_max: usize,
+    /// See [`crate::config::AgentSection::bodies_max`], in bytes.
+    pub bodies_max: u64,
     /// Bodies up to this size travel with the message.
     pub inline_max: usize,
+    /// The protocol versions that it speaks.
+    pub versions: VersionRange,
 }
 
 /// What the actor is made of.

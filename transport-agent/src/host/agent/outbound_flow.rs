@@ -9,12 +9,13 @@ use pombo_proto::{
     outcome::{EndMessageFlag, Outcome, RecipientStatus, SubmitResult},
     verbs::{Refusal, SpoolerNotification, Submit, Tenancy, Verb},
 };
-use tracing::debug;
+use tracing::{Instrument, debug};
 
 use super::{Agent, Direction};
 use crate::{
     host::{
         cancel::Cancel,
+        right::Go,
         submission::{self, STATUSES_PER_FRAME, Sending},
     },
     provider::Ended,
@@ -24,6 +25,7 @@ use crate::{
 pub(super) struct Running {
     correlation: Correlation,
     cancel: Cancel,
+    go: Option<Arc<Go>>,
     since: Instant,
 }
 
@@ -56,15 +58,25 @@ impl Agent {
         };
         if started.is_ok() {
             let cancel = Cancel::default();
-            match Sending::new(self.tools.clone(), submit, encoded, cancel.clone()) {
+            let go = self.peers[&session].asks.then(Arc::<Go>::default);
+            let (tools, told) = (self.tools.clone(), cancel.clone());
+            match Sending::new(tools, submit, encoded, told, go.clone()) {
                 Ok(sending) => {
                     let running = Running {
                         correlation,
                         cancel,
+                        go,
                         since: Instant::now(),
                     };
                     self.running.insert(tenancy.id, running);
-                    self.runtime.spawn(sending.run(Arc::clone(&self.transport)));
+                    let span = tracing::info_span!(
+                        "submission",
+                        message = %tenancy.id,
+                        reference = tracing::field::Empty,
+                        transport = self.settings.name,
+                    );
+                    let sending = sending.run(Arc::clone(&self.transport));
+                    self.runtime.spawn(sending.instrument(span));
                 }
                 Err(submission::Unreadable) => {
                     self.attempts.withdraw(tenancy.id);
@@ -129,6 +141,40 @@ impl Agent {
         }
     }
 
+    /// From now on the session's submissions ask before their point of no return.
+    pub(super) fn ask_at_the_dot(&mut self, session: Session) {
+        if let Some(peer) = self.peers.get_mut(&session) {
+            peer.asks = true;
+        }
+    }
+
+    /// A transport stands before it. Whoever submitted is asked, unless that session is over or somebody has adopted the attempt:
+    /// then there is no go, and the attempt gives up.
+    pub(super) fn at_the_dot(&mut self, id: MessageId) {
+        match self.attempts.owner(id) {
+            Some(Owner { session, fence }) if self.peers.contains_key(&session) => {
+                self.say(session, Verb::AtTheDot(Tenancy { id, fence }));
+            }
+            _ => {
+                debug!(id = %id, "no go: somebody else decides about it");
+                if let Some(running) = self.running.get(&id) {
+                    running.cancel.cancel();
+                }
+            }
+        }
+    }
+
+    /// The spooler has noted it in the store.
+    pub(super) fn go(&mut self, tenancy: Tenancy) {
+        let asked = self.attempts.owner(tenancy.id);
+        let go = self.running.get(&tenancy.id).and_then(|it| it.go.as_ref());
+        if let (Some(go), Some(owner)) = (go, asked)
+            && owner.fence == tenancy.fence
+        {
+            go.give();
+        }
+    }
+
     /// SubmitMessage returned; `None`: the message turned out to be unreadable, and nothing was done.
     pub(super) fn returned(&mut self, id: MessageId, result: Option<SubmitResult>) {
         let Some(running) = self.running.remove(&id) else {
@@ -141,16 +187,16 @@ impl Agent {
             }
             return;
         };
-        if matches!(result, SubmitResult::Ok(_)) {
-            // EndMessage follows, and may be cancelled as well.
-            self.cancels.insert(id, running.cancel);
-        }
         let took = running.since.elapsed();
         self.counters.returned += 1;
         self.submit_time.add(took);
         metrics::histogram!("pombo_agent_submission_seconds").record(took.as_secs_f64());
         count(&result);
         if let Some(Owner { session, fence }) = self.attempts.handle_returned(id, result.clone()) {
+            if matches!(result, SubmitResult::Ok(_)) {
+                // EndMessage follows, and may be cancelled as well. Of what was settled meanwhile nobody asks again.
+                self.cancels.insert(id, running.cancel);
+            }
             debug!(id = %id, fence = fence.0, result = name(&result), ?took, "submit_message");
             let reply = Verb::SubmitReply {
                 id,
@@ -232,6 +278,7 @@ impl Agent {
                 running.cancel.cancel();
             }
         }
+        self.say_the_early();
         // Who had no credit at all learns at once that there is some; the others at the next row.
         for session in self.open_sessions() {
             if self.peers[&session].credit == 0 && self.credit(session) > 0 {
@@ -294,12 +341,17 @@ impl Agent {
         self.shares_changed();
     }
 
-    /// SENTDEFERRED: not to be lost, so it waits for a session if there is none.
+    /// SENTDEFERRED: not to be lost. It waits until the attempt that left the message here is recorded, or the spoolers would
+    /// look for something that is not there yet; and for a session if there is none.
     pub(super) fn sent_deferred(
         &mut self,
         id: MessageId,
         mut statuses: Vec<(RecipientIndex, RecipientStatus)>,
     ) {
+        if self.attempts.keeps(id) {
+            self.early.entry(id).or_default().append(&mut statuses);
+            return;
+        }
         loop {
             let rest = statuses.split_off(statuses.len().min(STATUSES_PER_FRAME));
             self.broadcast(SpoolerNotification::SentDeferred { id, statuses });
@@ -307,6 +359,18 @@ impl Agent {
                 return;
             }
             statuses = rest;
+        }
+    }
+
+    /// Attempts were settled: what was said too early can be said now.
+    pub(super) fn say_the_early(&mut self) {
+        if self.early.is_empty() {
+            return;
+        }
+        let now = |id: &&MessageId| !self.attempts.keeps(**id);
+        for id in self.early.keys().filter(now).copied().collect::<Vec<_>>() {
+            let statuses = self.early.remove(&id).unwrap_or_default();
+            self.sent_deferred(id, statuses);
         }
     }
 

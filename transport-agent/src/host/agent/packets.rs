@@ -113,8 +113,8 @@ impl Agent {
             Verb::Settled(tenancies) => self.settled(&tenancies),
             Verb::StartMessage => self.start_message(session, correlation),
             Verb::Poll => self.poll(session, correlation),
-            Verb::Idle => self.idle(),
-            Verb::FlushQueues(flush) => self.flush_queues(flush),
+            Verb::Idle => self.idle(session),
+            Verb::FlushQueues(flush) => self.flush_queues(session, flush),
             Verb::ValidateState { config_changed } => {
                 self.validate(session, correlation, config_changed);
             }
@@ -126,8 +126,8 @@ impl Agent {
                 );
                 self.forget_session(session);
             }
-            // The mark at the dot is asked for by transports whose doubt is held; there are none.
-            Verb::Go(_) => {}
+            Verb::AskAtTheDot => self.ask_at_the_dot(session),
+            Verb::Go(tenancy) => self.go(tenancy),
             _ => self.end_session(session, "it says what only agents say"),
         }
     }

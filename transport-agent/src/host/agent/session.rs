@@ -10,21 +10,25 @@ use pombo_proto::{
     frame::{Frame, Packet},
     ids::{Correlation, Incarnation, Reference},
     outbound::{self, Outbound},
-    verbs::{Logon, LogonAccepted, LogonError, SpoolerNotification, VERSIONS, Verb},
+    verbs::{Logon, LogonAccepted, LogonError, SpoolerNotification, Verb},
 };
 use tracing::{info, warn};
 
 use super::{Agent, Direction};
-use crate::host::cancel::Cancel;
+use crate::host::{cancel::Cancel, right::boot_time};
 
 /// One session, with the spooler at its other end.
 pub(super) struct Peer {
     pub out: Outbound,
     pub logged_on: bool,
+    /// NO_CONNECT: this spooler wants the transport not to reach out.
+    pub no_connect: bool,
     /// The spooler's name, once it has logged on.
     pub name: String,
     /// BEGIN_INBOUND and BEGIN_OUTBOUND, by [`Direction`].
     pub begun: [bool; 2],
+    /// Doubt is held: what is submitted here asks before its point of no return.
+    pub asks: bool,
     /// BEGIN_INBOUND_FLUSH and BEGIN_OUTBOUND_FLUSH, by [`Direction`].
     pub flush: [bool; 2],
     /// The number of the last row, and when the last ones were sent, by the boot clock.
@@ -52,8 +56,10 @@ impl Peer {
         Self {
             out,
             logged_on: false,
+            no_connect: false,
             name: String::new(),
             begun: [false; 2],
+            asks: false,
             flush: [false; 2],
             row: 0,
             rows: VecDeque::new(),
@@ -112,8 +118,9 @@ impl Agent {
             self.end_session(session, "it logs on twice");
             return;
         }
-        let version = match VERSIONS.common(logon.versions) {
-            None => Err(LogonError::Version(VERSIONS)),
+        let spoken = self.settings.versions;
+        let version = match spoken.common(logon.versions) {
+            None => Err(LogonError::Version(spoken)),
             Some(_) if logon.blobs != self.blobs_identity => {
                 Err(LogonError::Blobs(self.blobs_identity.clone()))
             }
@@ -130,12 +137,18 @@ impl Agent {
                 return;
             }
         };
-        peer.begun[Direction::Outbound as usize] = !logon.no_outbound;
+        peer.no_connect = logon.no_connect;
+        peer.begun[Direction::Outbound as usize] = !logon.no_outbound && !logon.no_connect;
         let name = peer.name.clone();
+        self.right.await_proof(boot_time());
         self.counters.sessions += 1;
         self.choose_poller();
         let credit = self.credit(session);
-        info!(spooler = name, version, credit, "session opened");
+        let no_connect = logon.no_connect;
+        info!(
+            spooler = name,
+            version, credit, no_connect, "session opened"
+        );
         let accepted = LogonAccepted {
             version,
             instance: self.instance,
@@ -146,15 +159,30 @@ impl Agent {
             credit,
         };
         self.reply(session, correlation, Verb::LogonReply(Ok(accepted)));
+        self.agree(session, version);
         if let Some(diagnosis) = self.critical_error.clone() {
             let error = SpoolerNotification::CriticalError(diagnosis);
             self.say(session, Verb::SpoolerNotify(error));
+        }
+        if self.critical_section {
+            self.say(session, Verb::SpoolerNotify(SpoolerNotification::CritSec));
         }
         for notification in std::mem::take(&mut self.waiting) {
             self.say(session, Verb::SpoolerNotify(notification));
         }
         self.set_inbound(session, !logon.no_inbound);
         self.shares_changed();
+    }
+
+    /// The answer still goes in the version that everybody reads, all after it in the one that was agreed.
+    fn agree(&mut self, session: Session, version: u16) {
+        let Some(peer) = self.peers.get_mut(&session) else {
+            return;
+        };
+        while let Some(packet) = peer.out.poll_packet(Instant::now()) {
+            self.wire.send(&packet);
+        }
+        peer.out.agree(version);
     }
 
     /// Ends a session by our own wish, and says so.
@@ -218,6 +246,20 @@ impl Agent {
                 // The other end lives as long as the runtime.
                 let _ = self.flows.send((direction, flow));
             }
+        }
+        self.health.set("session", self.is_served());
+    }
+
+    /// Whether anybody gives this agent work, or takes what it has: a session, and for one that only receives, one that lets mail
+    /// in. (What is kept offline on purpose has nothing else to wait for.)
+    fn is_served(&self) -> Result<(), String> {
+        let receives_only = self.logon.as_ref().is_ok_and(|reply| !reply.outbound);
+        if !self.peers.values().any(|peer| peer.logged_on) {
+            Err("no spooler has a session with this agent".to_owned())
+        } else if receives_only && !self.begun[Direction::Inbound as usize] {
+            Err("no spooler lets mail in".to_owned())
+        } else {
+            Ok(())
         }
     }
 }

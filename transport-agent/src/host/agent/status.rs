@@ -9,6 +9,7 @@ use std::{
 use futures_util::FutureExt;
 use pombo_proto::{
     attempt::Session,
+    door,
     ids::Correlation,
     outcome::TEXT_BYTES_MAX,
     time::UnixMillis,
@@ -33,6 +34,7 @@ impl Agent {
     /// Once a second.
     pub(super) fn tick(&mut self, now: Instant) {
         self.attempts.tick();
+        self.look_for_a_lapse();
         let silent = |peer: &super::Peer| now.saturating_duration_since(peer.answered) > SILENCE;
         if !self.blocked {
             let sessions = self.peers.iter().filter(|(_, peer)| silent(peer));
@@ -41,6 +43,7 @@ impl Agent {
             }
         }
         self.bound_fences();
+        self.say_the_early();
         let unsettled = self.attempts.unsettled(UNSETTLED_MAX);
         for session in self.open_sessions() {
             self.send_row(session, unsettled.clone());
@@ -89,7 +92,11 @@ impl Agent {
         let credit = self.credit(session);
         let (door, confirmed, voided) = {
             let account = self.door.account();
-            (account.door(), account.confirmed(), account.voided())
+            (
+                account.door(),
+                account.confirmed(),
+                door::pack(&account.voided()),
+            )
         };
         let state = match (&self.draining, &self.critical_error) {
             (Some(_), _) => TransportState::Offline,
@@ -99,6 +106,10 @@ impl Agent {
         let Some(peer) = self.peers.get_mut(&session) else {
             return;
         };
+        let state = match peer.no_connect {
+            true => TransportState::Offline,
+            false => state,
+        };
         let (receives, sends) = match &self.logon {
             Ok(reply) => (reply.inbound, reply.outbound),
             Err(_) => (false, false),
@@ -106,7 +117,7 @@ impl Agent {
         let flow = |direction: Direction, can: bool, active: bool| FlowState {
             enabled: can && peer.begun[direction as usize] && self.draining.is_none(),
             active,
-            flush: peer.flush[direction as usize],
+            flush: peer.flush[direction as usize] || self.flushing[direction as usize] > 0,
         };
         peer.row += 1;
         let row = StatusRow {
@@ -134,8 +145,30 @@ impl Agent {
         self.say(session, Verb::ModifyStatusRow(row));
     }
 
+    /// Nobody has answered for too long: what is under way is abandoned before its point of no return. Its sessions end, because a
+    /// spooler that was cut off as well may still submit in them what others have taken over.
+    fn look_for_a_lapse(&mut self) {
+        let sends = self.logon.as_ref().is_ok_and(|reply| reply.outbound);
+        if !sends || !self.right.has_lapsed(boot_time()) {
+            return;
+        }
+        let under_way = self.running.len();
+        warn!(
+            under_way,
+            "the right to send has run out: no spooler has answered"
+        );
+        metrics::counter!("pombo_agent_right_lapses_total").increment(1);
+        for session in self.open_sessions() {
+            self.end_session(session, "the right to send has run out");
+        }
+        // Whoever lives opens another one.
+        self.hello_at = Instant::now();
+    }
+
     /// StatusAnswer: the spooler's incarnation lives, and did when this row was sent.
     pub(super) fn status_answered(&mut self, session: Session, row: u64) {
+        // An answer that comes after a lapse must not undo it.
+        self.look_for_a_lapse();
         let Some(peer) = self.peers.get_mut(&session) else {
             return;
         };
@@ -251,7 +284,7 @@ impl Agent {
 
     fn set_outbound(&mut self, session: Session, begun: bool) {
         if let Some(peer) = self.peers.get_mut(&session) {
-            peer.begun[Direction::Outbound as usize] = begun;
+            peer.begun[Direction::Outbound as usize] = begun && !peer.no_connect;
         }
         self.flows_changed();
         self.row_due(session);
@@ -262,7 +295,7 @@ impl Agent {
             peer.flush[direction as usize] = on;
         }
         self.row_due(session);
-        if on {
+        if on && !self.is_offline(session) {
             self.call_flush(Flush {
                 upload: direction == Direction::Outbound,
                 download: direction == Direction::Inbound,
@@ -271,30 +304,34 @@ impl Agent {
         }
     }
 
+    /// NO_CONNECT holds for this session: what it asks for does not make the transport reach out.
+    fn is_offline(&self, session: Session) -> bool {
+        self.peers.get(&session).is_none_or(|peer| peer.no_connect)
+    }
+
     /// FlushQueues: answered at once, by the row's flush bits.
-    pub(super) fn flush_queues(&mut self, flush: Flush) {
-        self.set_flush_bits(flush, true);
+    pub(super) fn flush_queues(&mut self, session: Session, flush: Flush) {
+        if self.is_offline(session) {
+            self.row_due(session);
+            return;
+        }
         self.call_flush(flush);
     }
 
     /// The transport has flushed.
     pub(super) fn flushed(&mut self, flush: Flush) {
-        self.set_flush_bits(flush, false);
-    }
-
-    fn set_flush_bits(&mut self, flush: Flush, on: bool) {
-        for peer in self.peers.values_mut() {
-            if flush.download {
-                peer.flush[Direction::Inbound as usize] = on;
-            }
-            if flush.upload {
-                peer.flush[Direction::Outbound as usize] = on;
-            }
-            peer.row_due = true;
+        for direction in directions(flush) {
+            let count = &mut self.flushing[direction as usize];
+            *count = count.saturating_sub(1);
         }
+        self.shares_changed();
     }
 
-    fn call_flush(&self, flush: Flush) {
+    fn call_flush(&mut self, flush: Flush) {
+        for direction in directions(flush) {
+            self.flushing[direction as usize] += 1;
+        }
+        self.shares_changed();
         let (transport, teller) = (Arc::clone(&self.transport), self.tools.teller.clone());
         self.runtime.spawn(async move {
             let call = AssertUnwindSafe(transport.flush_queues(flush)).catch_unwind();
@@ -305,10 +342,13 @@ impl Agent {
         });
     }
 
-    /// Idle: one at a time, and not in a critical section.
-    pub(super) fn idle(&mut self) {
+    /// Idle: one at a time, not in a critical section, and only if no other spooler has work under way here.
+    pub(super) fn idle(&mut self, session: Session) {
         let wanted = self.logon.as_ref().is_ok_and(|reply| reply.idle);
-        if !wanted || self.critical_section || self.idling {
+        // Permits of a door that stand ready are no work.
+        let receiving = self.receiving > 0 && !self.permits.standing;
+        let busy = !self.running.is_empty() || !self.ending.is_empty() || receiving;
+        if !wanted || busy || self.critical_section || self.idling || self.is_offline(session) {
             return;
         }
         self.idling = true;
@@ -333,6 +373,11 @@ impl Agent {
             self.reply(session, correlation, Verb::ValidateReply(Validation::Busy));
             return;
         }
+        if self.is_offline(session) {
+            let offline = Validation::Failing("offline: logged on with NO_CONNECT".to_owned());
+            self.reply(session, correlation, Verb::ValidateReply(offline));
+            return;
+        }
         let (transport, teller) = (Arc::clone(&self.transport), self.tools.teller.clone());
         self.runtime.spawn(async move {
             let call = AssertUnwindSafe(transport.validate_state(config_changed)).catch_unwind();
@@ -342,4 +387,13 @@ impl Agent {
             teller.tell(Told::Validated(session, correlation, validation));
         });
     }
+}
+
+fn directions(flush: Flush) -> impl Iterator<Item = Direction> {
+    let both = [
+        (flush.download, Direction::Inbound),
+        (flush.upload, Direction::Outbound),
+    ];
+    both.into_iter()
+        .filter_map(|(wanted, direction)| wanted.then_some(direction))
 }

@@ -25,7 +25,7 @@ use pombo_proto::{
     time::UnixMillis,
     verbs::{
         AddressTypes, Hello, Logon, LogonAccepted, LogonError, Role, StatusRow, Submit, Tenancy,
-        TransportNotification, VERSIONS, Verb,
+        TransportNotification, VERSIONS, Verb, VersionRange,
     },
 };
 use tokio::sync::{mpsc, oneshot};
@@ -145,24 +145,28 @@ impl Transport for Scripted {
 /// What a test may set.
 pub struct Setup {
     pub capacity: u32,
+    pub sends: bool,
     pub takes_permits: bool,
     pub poll: bool,
     pub blobs: Option<Blobs>,
     pub right_to_send: bool,
     pub drain_limit: Duration,
     pub confirm_patience: Duration,
+    pub versions: VersionRange,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         Self {
             capacity: 10,
+            sends: true,
             takes_permits: false,
             poll: false,
             blobs: None,
             right_to_send: true,
             drain_limit: LONG,
             confirm_patience: LONG,
+            versions: VERSIONS,
         }
     }
 }
@@ -174,6 +178,7 @@ pub struct World {
     pub wire: Arc<FakeWire>,
     pub transport: Arc<Scripted>,
     pub done: oneshot::Receiver<Drained>,
+    pub health: Health,
     sent: mpsc::UnboundedReceiver<Sent>,
     calls: mpsc::UnboundedReceiver<Call>,
     runtime: Option<tokio::runtime::Runtime>,
@@ -203,6 +208,7 @@ impl World {
             outcomes: Mutex::default(),
             published: Mutex::default(),
         });
+        let health = Health::default();
         let transport = Arc::new(Scripted {
             calls,
             support: Mutex::default(),
@@ -211,7 +217,7 @@ impl World {
                 poll: setup.poll,
                 idle: false,
                 resolve: false,
-                outbound: true,
+                outbound: setup.sends,
                 inbound: true,
                 capacity: setup.capacity,
             },
@@ -223,16 +229,18 @@ impl World {
                 right_to_send: setup.right_to_send,
                 drain_limit: setup.drain_limit,
                 message_max: 1_000_000,
+                bodies_max: 10_000_000,
                 confirm_patience: setup.confirm_patience,
                 notify_interval: Duration::from_millis(1),
                 sessions_max: 4,
                 inline_max: 100,
+                versions: setup.versions,
             },
             transport: Arc::clone(&transport) as Arc<dyn Transport>,
             wire: Arc::clone(&wire) as Arc<dyn Wire>,
             runtime: runtime.handle().clone(),
             blobs: setup.blobs,
-            health: Health::default(),
+            health: health.clone(),
             done,
         };
         let agent = Agent::create(|ctx| Agent::new(parts, ctx));
@@ -242,6 +250,7 @@ impl World {
             wire,
             transport,
             done: done_to,
+            health,
             sent: sent_to,
             calls: called,
             runtime: Some(runtime),
@@ -335,6 +344,8 @@ pub struct Spooler {
     pub answers: bool,
     verbs: VecDeque<(Correlation, Verb)>,
     pub rows: Vec<StatusRow>,
+    /// Of the packets heard in this session.
+    pub versions: Vec<u8>,
 }
 
 impl Spooler {
@@ -346,6 +357,7 @@ impl Spooler {
             answers: true,
             verbs: VecDeque::new(),
             rows: Vec::new(),
+            versions: Vec::new(),
         }
     }
 
@@ -475,6 +487,7 @@ impl Spooler {
         if self.out.handle_packet(&packet) == Heard::Stale {
             return;
         }
+        self.versions.push(packet.version);
         for frame in packet.frames {
             let Payload::Verb(verb) = frame.payload else {
                 continue;

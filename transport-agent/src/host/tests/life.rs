@@ -87,6 +87,42 @@ async fn versions_must_overlap() {
 }
 
 #[actix::test]
+async fn a_session_is_written_in_the_newest_common_version_and_its_opening_in_the_oldest() {
+    for (theirs, agreed) in [(1, 1), (2, 2), (3, 2)] {
+        let mut world = World::new(Setup {
+            versions: VersionRange { min: 1, max: 2 },
+            ..Setup::default()
+        })
+        .await;
+        let mut spooler = Spooler::new(world.mine);
+        let logon = Logon {
+            versions: VersionRange {
+                min: theirs.min(2),
+                max: theirs,
+            },
+            spooler: String::new(),
+            no_connect: false,
+            no_inbound: true,
+            no_outbound: true,
+            blobs: String::new(),
+        };
+        let accepted = spooler.logon_with(&mut world, logon).await.unwrap();
+        assert_eq!(accepted.version, agreed);
+        assert_eq!(spooler.versions, [1], "the answer to the logon");
+        assert!(matches!(
+            spooler.ask(&mut world, Verb::AddressTypes).await,
+            Verb::AddressTypesReply(_)
+        ));
+        let after = &spooler.versions[1..];
+        assert!(
+            !after.is_empty() && after.iter().all(|it| u16::from(*it) == agreed),
+            "{:?}",
+            spooler.versions
+        );
+    }
+}
+
+#[actix::test]
 async fn begin_and_end_follow_the_first_and_the_last_session() {
     let mut world = World::new(Setup::default()).await;
     let mut first = world.spooler().await;
@@ -106,6 +142,46 @@ async fn begin_and_end_follow_the_first_and_the_last_session() {
 }
 
 #[actix::test]
+async fn an_agent_is_ready_while_it_has_a_session_and_one_that_only_receives_while_mail_may_come_in()
+ {
+    let reason = |world: &World| {
+        let reasons = world.health.reasons();
+        reasons.into_iter().find(|(it, _)| *it == "session")
+    };
+    let mut world = World::new(Setup::default()).await;
+    assert!(reason(&world).is_some());
+    let mut spooler = world.spooler().await;
+    assert_eq!(reason(&world), None);
+    assert_eq!(world.flow().await, (true, Flow::Begin));
+    assert_eq!(world.flow().await, (false, Flow::Begin));
+    let end = TransportNotification::EndInbound;
+    spooler.notify(&world, end).await;
+    assert_eq!(world.flow().await, (true, Flow::End));
+    assert_eq!(reason(&world), None);
+    spooler.say(&world, Verb::TransportLogoff).await;
+    assert_eq!(world.flow().await, (false, Flow::End));
+    assert!(reason(&world).is_some());
+
+    let receives_only = Setup {
+        sends: false,
+        ..Setup::default()
+    };
+    let mut world = World::new(receives_only).await;
+    let mut spooler = Spooler::new(world.mine);
+    spooler.logon(&mut world).await.unwrap();
+    let begin = TransportNotification::BeginInbound;
+    spooler.notify(&world, begin).await;
+    assert_eq!(reason(&world), None);
+    spooler.notify(&world, end).await;
+    let (_, why) = reason(&world).expect("it cannot take mail");
+    assert!(why.contains("lets mail in"), "{why}");
+    spooler.notify(&world, begin).await;
+    assert_eq!(reason(&world), None);
+    world.linked(Event::Down("cut off".to_owned())).await;
+    assert!(reason(&world).is_some());
+}
+
+#[actix::test]
 async fn a_gap_ends_the_session_and_another_epoch_opens_one() {
     let mut world = World::new(Setup::default()).await;
     let mut spooler = world.spooler().await;
@@ -113,7 +189,12 @@ async fn a_gap_ends_the_session_and_another_epoch_opens_one() {
     let (_, _answer) = world.submission().await;
     let lost = pombo_proto::frame::Frame::verb(pombo_proto::ids::Correlation(0), Verb::Idle);
     spooler.out.push(lost);
-    let _ = spooler.out.poll_packet(std::time::Instant::now());
+    // Whether or not pace or answers hold it back, as in the kit's flush.
+    let now = std::time::Instant::now();
+    let packet = [now, now + 10 * pombo_proto::outbound::PATIENCE]
+        .into_iter()
+        .find_map(|at| spooler.out.poll_packet(at));
+    assert!(packet.is_some(), "nothing was lost");
     spooler.say(&world, Verb::Idle).await;
     spooler.ended(&mut world).await;
     // What still comes of the old one is told that it is over.
@@ -130,7 +211,8 @@ async fn a_gap_ends_the_session_and_another_epoch_opens_one() {
 async fn a_returned_packet_ends_the_session() {
     let mut world = World::new(Setup::default()).await;
     let mut spooler = world.spooler().await;
-    world.linked(Event::Returned(spooler.incarnation)).await;
+    let (peer, first) = (spooler.incarnation, None);
+    world.linked(Event::Returned { peer, first }).await;
     spooler.ended(&mut world).await;
 }
 
@@ -177,6 +259,33 @@ async fn sent_deferred_waits_for_a_session() {
     // Told from another thread: asked for until it is there.
     let mut spooler = Spooler::new(world.mine);
     spooler.logon(&mut world).await.unwrap();
+    let expected = Verb::SpoolerNotify(SpoolerNotification::SentDeferred {
+        id,
+        statuses: Vec::new(),
+    });
+    assert_eq!(spooler.next(&mut world).await, expected);
+}
+
+#[actix::test]
+async fn sent_deferred_waits_until_its_attempt_is_settled() {
+    let mut world = World::new(Setup::default()).await;
+    let mut spooler = world.spooler().await;
+    let message = message(1);
+    let id = message.envelope.id;
+    spooler.submit(&world, &message, 0).await;
+    let (_, answer) = world.submission().await;
+    world.support().sent_deferred(id, Vec::new());
+    answer.send(SubmitResult::Busy).unwrap();
+    // The attempt has returned and is not settled: nothing is said of it yet.
+    let said = spooler.next(&mut world).await;
+    assert!(matches!(said, Verb::SubmitReply { .. }), "{said:?}");
+    let validate = Verb::ValidateState {
+        config_changed: false,
+    };
+    let said = spooler.ask(&mut world, validate.clone()).await;
+    assert_eq!(said, Verb::ValidateReply(Validation::Ok));
+    let settled = Verb::Settled(vec![tenancy(id, 0)]);
+    spooler.say(&world, settled).await;
     let expected = Verb::SpoolerNotify(SpoolerNotification::SentDeferred {
         id,
         statuses: Vec::new(),
@@ -258,4 +367,49 @@ async fn a_drain_ends_at_its_limit_and_says_what_is_kept() {
     world.agent.send(Drain).await.unwrap();
     while spooler.next(&mut world).await != (Verb::LoggedOff { kept: 1 }) {}
     assert_eq!((&mut world.done).await.unwrap().kept, 1);
+}
+
+#[actix::test]
+async fn no_connect_keeps_both_directions_closed_whatever_is_said_later() {
+    let mut world = World::new(Setup::default()).await;
+    let mut spooler = Spooler::new(world.mine);
+    let logon = Logon {
+        versions: VERSIONS,
+        spooler: "spooler".to_owned(),
+        no_connect: true,
+        no_inbound: true,
+        no_outbound: true,
+        blobs: String::new(),
+    };
+    spooler.logon_with(&mut world, logon).await.unwrap();
+    let begin = [
+        TransportNotification::BeginInbound,
+        TransportNotification::BeginOutbound,
+        TransportNotification::BeginOutboundFlush,
+    ];
+    for begin in begin {
+        spooler.notify(&world, begin).await;
+    }
+    let offline = spooler
+        .row(&mut world, |row| row.state == TransportState::Offline)
+        .await;
+    assert!(!offline.inbound.enabled && !offline.outbound.enabled);
+    let validate = Verb::ValidateState {
+        config_changed: false,
+    };
+    let said = spooler.ask(&mut world, validate).await;
+    assert!(matches!(said, Verb::ValidateReply(Validation::Failing(_))));
+    spooler.submit(&world, &message(1), 0).await;
+    let said = spooler.next(&mut world).await;
+    let closed = Err(Refusal::Closed);
+    assert!(matches!(said, Verb::SubmitReply { result, .. } if result == closed));
+
+    // Another spooler's wish is its own; it hears of a critical section that began before it came.
+    world.support().critical_section(true);
+    let critical = Verb::SpoolerNotify(SpoolerNotification::CritSec);
+    assert_eq!(spooler.next(&mut world).await, critical);
+    let mut late = world.spooler().await;
+    assert_eq!(late.next(&mut world).await, critical);
+    let row = late.row(&mut world, |row| row.outbound.enabled).await;
+    assert_eq!(row.state, TransportState::Available);
 }

@@ -80,6 +80,23 @@ async fn a_submission_in_the_order_of_the_seed() {
 }
 
 #[actix::test]
+async fn a_short_body_does_not_keep_ten_thousand_recipients_and_a_long_one_is_not_copied() {
+    let mut world = World::new(Setup::default()).await;
+    let mut spooler = world.spooler().await;
+    let long = vec![b'x'; 32 * 1024];
+    let size = long.len() as u64;
+    let long = encode_message(envelope(1, Body::Inline { size }), &long);
+    for (message, shared) in [(message(10_000), false), (long, true)] {
+        spooler.submit(&world, &message, 0).await;
+        let (submission, _answer) = world.submission().await;
+        let body = submission.body().await.unwrap();
+        assert_eq!(body, message.inline);
+        let within = message.encoded.as_ptr_range().contains(&body.as_ptr());
+        assert_eq!(within, shared);
+    }
+}
+
+#[actix::test]
 async fn a_cancel_reaches_the_transport_and_a_stale_one_does_not() {
     let mut world = World::new(Setup::default()).await;
     let mut spooler = world.spooler().await;
@@ -361,4 +378,42 @@ async fn without_answered_rows_nothing_is_finished() {
         .say(&world, Verb::StatusAnswer { row: row.row })
         .await;
     assert!(submission.may_finish().await);
+}
+
+#[actix::test]
+async fn where_doubt_is_held_the_dot_waits_for_a_go() {
+    let mut world = World::new(Setup::default()).await;
+    let mut spooler = world.spooler().await;
+    spooler.say(&world, Verb::AskAtTheDot).await;
+    let message = message(1);
+    let asked = tenancy(message.envelope.id, 3);
+    spooler.submit(&world, &message, 3).await;
+    let (submission, _answer) = world.submission().await;
+    let dot = submission.clone();
+    let waiting = tokio::spawn(async move { dot.may_finish().await });
+    assert_eq!(spooler.next(&mut world).await, Verb::AtTheDot(asked));
+    // Of another fence: not the one that was asked for.
+    let stale = tenancy(message.envelope.id, 2);
+    spooler.say(&world, Verb::Go(stale)).await;
+    spooler.row(&mut world, |row| row.in_flight == 1).await;
+    assert!(!waiting.is_finished());
+    spooler.say(&world, Verb::Go(asked)).await;
+    assert!(waiting.await.unwrap());
+    // The next dot of the same submission, at once: the go is still good.
+    assert!(submission.may_finish().await);
+}
+
+#[actix::test]
+async fn what_somebody_has_adopted_gets_no_go() {
+    let mut world = World::new(Setup::default()).await;
+    let mut spooler = world.spooler().await;
+    spooler.say(&world, Verb::AskAtTheDot).await;
+    let message = message(1);
+    let id = message.envelope.id;
+    spooler.submit(&world, &message, 3).await;
+    let (submission, _answer) = world.submission().await;
+    let adopt = Verb::Adopt(vec![tenancy(id, 4)]);
+    spooler.ask(&mut world, adopt).await;
+    assert!(!submission.may_finish().await);
+    assert!(submission.is_cancelled());
 }

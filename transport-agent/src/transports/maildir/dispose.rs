@@ -2,11 +2,17 @@
 //!
 //! Names are not identities: between our reading and now, a writer may have put another file in this one's place. So a
 //! file is first renamed, which takes whatever is there, and then looked at; a stranger is put back.
+//!
+//! Nor are links followed: who may write into the folder is not who we are, and may put one wherever we are about to write.
 
 use std::{
     ffi::{OsStr, OsString},
-    fs, io,
-    os::unix::ffi::{OsStrExt, OsStringExt},
+    fs,
+    io::{self, Write},
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -55,6 +61,9 @@ impl Places {
 
     /// Makes sure that files can be moved where they may have to go. The folder itself is not made: if it is missing,
     /// its file system may be.
+    ///
+    /// Those that are only ours, `failed` and a drop folder's `done`, have to be: not links, and not somebody else's, who could
+    /// have us write elsewhere. (A Maildir's `cur` belongs to who reads it.)
     pub(super) fn prepare(&self) -> io::Result<()> {
         let folder = self.failed.parent().unwrap_or(&self.failed);
         fs::metadata(folder)?;
@@ -62,10 +71,22 @@ impl Places {
             let unused = needed == &self.done && self.after == After::Delete;
             if !unused {
                 fs::create_dir_all(needed)?;
+                self.is_safe(needed)?;
                 probe(needed)?;
             }
         }
         Ok(())
+    }
+
+    /// See [`Self::prepare`]. Looked at again before each use: it may have been replaced meanwhile.
+    fn is_safe(&self, directory: &Path) -> io::Result<()> {
+        let ours =
+            directory == self.failed || (directory == self.done && self.style == Style::Drop);
+        if ours {
+            is_owned_by(directory, nix::unistd::geteuid().as_raw())
+        } else {
+            Ok(())
+        }
     }
 
     /// After the message was saved. Fine if the file is gone, or another one by now.
@@ -86,6 +107,7 @@ impl Places {
                 if self.style == Style::Maildir && !name.as_bytes().contains(&b':') {
                     target.push(":2,S");
                 }
+                self.is_safe(&self.done)?;
                 let target = free_name(&self.done, &target)?;
                 self.take_away(&path, &target, stamp)
             }
@@ -98,10 +120,11 @@ impl Places {
         if !is_still(&path, stamp)? {
             return Ok(());
         }
+        self.is_safe(&self.failed)?;
         let target = free_name(&self.failed, name)?;
         let mut beside = target.clone().into_os_string();
         beside.push(".reason");
-        fs::write(&beside, format!("{reason}\n"))?;
+        write_anew(Path::new(&beside), format!("{reason}\n").as_bytes())?;
         self.take_away(&path, &target, stamp)?;
         sync_directory(&self.failed)
     }
@@ -189,6 +212,30 @@ fn free_name(directory: &Path, name: &OsStr) -> io::Result<PathBuf> {
     )))
 }
 
+fn is_owned_by(directory: &Path, user: u32) -> io::Result<()> {
+    let found = fs::symlink_metadata(directory)?;
+    if found.is_dir() && found.uid() == user {
+        return Ok(());
+    }
+    let text = format!(
+        "{} has to be a directory (no link) that belongs to this service's user, {user}",
+        directory.display()
+    );
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+}
+
+/// Writes a file that was not there before. What has its name (a link, or left from before a crash) loses that name and is
+/// not touched otherwise; if it comes back at once, this fails.
+fn write_anew(path: &Path, content: &[u8]) -> io::Result<()> {
+    gone_is_fine(fs::remove_file(path))?;
+    let mut file = fs::File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(content)
+}
+
 /// Whether files can be made here; `access` would say yes to root on any file system.
 fn probe(directory: &Path) -> io::Result<()> {
     let path = directory.join(format!(".pombo-probe-{:016x}", fastrand::u64(..)));
@@ -271,6 +318,63 @@ mod tests {
             fs::read(places.failed.join("1-b.eml.reason")).unwrap(),
             b"why\n"
         );
+    }
+
+    #[test]
+    fn a_reason_is_not_written_through_a_link() {
+        let (directory, places) = folder(Style::Drop, After::Delete);
+        let precious = directory.path().join("precious");
+        fs::write(&precious, "keep me").unwrap();
+        let beside = places.failed.join("x.eml.reason");
+        std::os::unix::fs::symlink(&precious, &beside).unwrap();
+        let stamp = put(&places, "x.eml", "x");
+        places.fail(OsStr::new("x.eml"), stamp, "why").unwrap();
+        assert_eq!(fs::read(&precious).unwrap(), b"keep me");
+        assert_eq!(fs::read(&beside).unwrap(), b"why\n");
+        let found = fs::symlink_metadata(&beside).unwrap();
+        assert!(found.is_file());
+        assert_eq!(found.mode() & 0o777, 0o600);
+        assert!(places.failed.join("x.eml").exists());
+    }
+
+    #[test]
+    fn directories_that_are_links_or_somebody_elses_are_refused_and_nothing_is_lost() {
+        for name in ["failed", "done"] {
+            let (directory, places) = folder(Style::Drop, After::Move);
+            let elsewhere = tempfile::tempdir().unwrap();
+            let replaced = directory.path().join(name);
+            fs::remove_dir(&replaced).unwrap();
+            std::os::unix::fs::symlink(elsewhere.path(), &replaced).unwrap();
+            let error = places.prepare().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+            assert!(error.to_string().contains(&*replaced.to_string_lossy()));
+            // Replaced after it was looked at first.
+            let stamp = put(&places, "x.eml", "x");
+            let moved = match name {
+                "done" => places.retire(OsStr::new("x.eml"), stamp),
+                _ => places.fail(OsStr::new("x.eml"), stamp, "why"),
+            };
+            moved.unwrap_err();
+            assert!(places.source.join("x.eml").exists());
+            assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+        }
+        let (_directory, places) = folder(Style::Drop, After::Move);
+        let us = nix::unistd::geteuid().as_raw();
+        is_owned_by(&places.failed, us).unwrap();
+        is_owned_by(&places.failed, us + 1).unwrap_err();
+    }
+
+    /// It is the user's, and a service that only may write there moves what it has read there.
+    #[test]
+    fn a_maildirs_cur_may_be_anybodys() {
+        let (directory, places) = folder(Style::Maildir, After::Move);
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::remove_dir(directory.path().join("cur")).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), directory.path().join("cur")).unwrap();
+        places.prepare().unwrap();
+        let stamp = put(&places, "x", "x");
+        places.retire(OsStr::new("x"), stamp).unwrap();
+        assert!(elsewhere.path().join("x:2,S").exists());
     }
 
     #[test]

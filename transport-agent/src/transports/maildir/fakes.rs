@@ -173,6 +173,7 @@ impl ReceptionHandle for Receiver {
         }
         let id = match &message.identity {
             Identity::Derived(identity) => MessageId::derived("test", identity),
+            Identity::Again(id) => *id,
             Identity::Issued => DoorSequence::default().issue(UnixMillis::now()),
         };
         self.0.saved.lock().unwrap().push(message);

@@ -18,6 +18,8 @@ mod envelope;
 #[cfg(test)]
 pub(crate) mod fakes;
 mod fields;
+#[doc(hidden)]
+pub mod fuzzing;
 mod pickup;
 mod shelf;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use pombo_proto::service::config::duration;
+use pombo_proto::{right::TCP_USER_TIMEOUT, service::config::duration};
 use serde::Deserialize;
 
 /// The configuration of one `smtp` transport. Every key has a default; unknown keys are refused.
@@ -229,7 +229,7 @@ pub struct Auth {
     pub username: String,
     /// The file that holds the password; line ends at its end do not count. Read at start and on ValidateState.
     pub password_file: PathBuf,
-    /// `"auto"` (default: PLAIN if offered, else LOGIN), `"plain"`, `"login"`.
+    /// `"auto"` (default: SCRAM-SHA-256 if offered, else PLAIN, else LOGIN), `"scram-sha-256"`, `"plain"`, `"login"`.
     #[serde(default)]
     pub mechanism: Mechanism,
     /// Allow the password to go over a connection that is not both encrypted and verified. Default: false.
@@ -239,11 +239,14 @@ pub struct Auth {
 
 /// A SASL mechanism.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Mechanism {
-    /// PLAIN if offered, else LOGIN.
+    /// SCRAM-SHA-256 if offered, else PLAIN, else LOGIN.
     #[default]
     Auto,
+    /// RFC 7677: the password stays here, and the server has to prove that it knows it, too.
+    #[serde(rename = "scram-sha-256")]
+    ScramSha256,
     /// RFC 4616.
     Plain,
     /// The older one, which some servers still want.
@@ -329,7 +332,7 @@ pub struct Timeouts {
     #[serde(deserialize_with = "duration::deserialize")]
     pub quit: Duration,
     /// TCP_USER_TIMEOUT: what the kernel has taken and the other side does not acknowledge in this time breaks the
-    /// connection, so that nothing goes out long after its sender was given up. Default: 30s.
+    /// connection, so that nothing goes out long after its sender was given up. Default, and at most: 12s.
     #[serde(deserialize_with = "duration::deserialize")]
     pub tcp_user: Duration,
 }
@@ -350,7 +353,7 @@ impl Default for Timeouts {
             data_end: minutes(10),
             after_cancel: seconds(30),
             quit: seconds(2),
-            tcp_user: seconds(30),
+            tcp_user: TCP_USER_TIMEOUT,
         }
     }
 }
@@ -409,6 +412,10 @@ impl Config {
         if !(1..=10_000).contains(&self.capacity) {
             return Err(Error::new("capacity", "must be 1 to 10,000"));
         }
+        if self.timeouts.tcp_user.is_zero() || self.timeouts.tcp_user > TCP_USER_TIMEOUT {
+            // What arrives later may meet what somebody else has sent.
+            return Err(Error::new("timeouts.tcp_user", "must be 1ms to 12s"));
+        }
         if let Some(helo) = &self.helo
             && !is_helo_name(helo)
         {
@@ -428,10 +435,11 @@ impl Config {
                 "needs `route = { smarthost = .. }`: the password is for no other host",
             ));
         }
-        if !self.tls.mode.verifies() && !auth.allow_plaintext_auth {
+        let says_it = auth.mechanism != Mechanism::ScramSha256;
+        if says_it && !self.tls.mode.verifies() && !auth.allow_plaintext_auth {
             return Err(Error::new(
                 "auth",
-                "needs `tls.mode` \"required\" or \"implicit\", or `auth.allow_plaintext_auth = true`",
+                "needs `tls.mode` \"required\" or \"implicit\", `auth.mechanism = \"scram-sha-256\"`, or `auth.allow_plaintext_auth = true`",
             ));
         }
         // NUL separates the parts of SASL PLAIN.

@@ -7,10 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::{Buf, BytesMut};
 use futures_util::FutureExt;
-use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
+use secrecy::SecretString;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
@@ -181,7 +180,7 @@ impl Dialer {
     }
 }
 
-fn unwelcome(stage: Stage, reply: Reply) -> ConnectionError {
+pub(super) fn unwelcome(stage: Stage, reply: Reply) -> ConnectionError {
     if reply.is_negative() {
         ConnectionError::Refused(stage, reply)
     } else {
@@ -253,52 +252,6 @@ impl Connection {
             Ok(())
         } else {
             Err(unwelcome(Stage::Hello, reply))
-        }
-    }
-
-    async fn authenticate(
-        &mut self,
-        credentials: &Credentials,
-        limit: Duration,
-    ) -> Result<(), ConnectionError> {
-        let Credentials {
-            username,
-            password,
-            mechanism,
-        } = credentials;
-        let plain = match mechanism {
-            Mechanism::Auto => self.offered.auth_plain,
-            Mechanism::Plain => true,
-            Mechanism::Login => false,
-        };
-        if !(if plain {
-            self.offered.auth_plain
-        } else {
-            self.offered.auth_login
-        }) {
-            return Err(ConnectionError::AuthNotOffered);
-        }
-        let line = |text: &str| Zeroizing::new(format!("{}\r\n", BASE64.encode(text)));
-        let reply = if plain {
-            let response = Zeroizing::new(format!("\0{username}\0{}", password.expose_secret()));
-            let command = Zeroizing::new(format!("AUTH PLAIN {}", *line(&response)));
-            self.command(command.as_bytes(), Stage::Auth, limit).await?
-        } else {
-            let mut reply = self.command(b"AUTH LOGIN\r\n", Stage::Auth, limit).await?;
-            for answer in [username.as_str(), password.expose_secret()] {
-                if reply.code != 334 {
-                    return Err(unwelcome(Stage::Auth, reply));
-                }
-                reply = self
-                    .command(line(answer).as_bytes(), Stage::Auth, limit)
-                    .await?;
-            }
-            reply
-        };
-        if reply.is_positive() {
-            Ok(())
-        } else {
-            Err(unwelcome(Stage::Auth, reply))
         }
     }
 

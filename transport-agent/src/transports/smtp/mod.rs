@@ -42,6 +42,7 @@ use tracing::{debug, warn};
 
 use crate::provider::{LogonReply, Submission, Support, Transport};
 
+mod auth;
 mod body;
 mod command;
 pub mod config;
@@ -49,6 +50,8 @@ mod connection;
 mod content;
 mod deliver;
 pub mod dns;
+#[doc(hidden)]
+pub mod fuzzing;
 mod pool;
 mod reply;
 mod route;

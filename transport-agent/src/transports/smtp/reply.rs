@@ -3,7 +3,7 @@
 //! Read here rather than by `smtp-proto`, whose reply parser keeps each number of an enhanced status in a byte (5.7.509
 //! becomes 5.7.255) and gives up on replies above 4 KiB, which ends the connection.
 
-use pombo_proto::outcome::EnhancedStatus;
+use pombo_proto::{outcome::EnhancedStatus, scram};
 
 /// A whole reply is at most this long; RFC 5321 4.5.3.1.5 allows 512 bytes a line, and EHLO has a few dozen.
 const REPLY_BYTES_MAX: usize = 64 * 1024;
@@ -159,6 +159,7 @@ pub(super) struct Capabilities {
     pub(super) size_max: Option<u64>,
     pub(super) auth_plain: bool,
     pub(super) auth_login: bool,
+    pub(super) auth_scram: bool,
 }
 
 impl Capabilities {
@@ -184,6 +185,7 @@ impl Capabilities {
                     for mechanism in words {
                         offered.auth_plain |= mechanism.eq_ignore_ascii_case("PLAIN");
                         offered.auth_login |= mechanism.eq_ignore_ascii_case("LOGIN");
+                        offered.auth_scram |= mechanism.eq_ignore_ascii_case(scram::NAME);
                     }
                 }
                 _ => {}
@@ -296,6 +298,7 @@ mod tests {
                 size_max: Some(1000),
                 auth_plain: true,
                 auth_login: true,
+                auth_scram: false,
                 ..Capabilities::default()
             }
         );

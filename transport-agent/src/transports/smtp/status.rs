@@ -2,7 +2,10 @@
 
 use std::io;
 
-use pombo_proto::outcome::{Diagnosis, EnhancedStatus, NdrReason, Outcome};
+use pombo_proto::{
+    outcome::{Diagnosis, EnhancedStatus, NdrReason, Outcome},
+    scram,
+};
 
 use super::{
     dns,
@@ -72,6 +75,8 @@ pub(super) enum ConnectionError {
     NoTlsName,
     #[error("the server offers no mechanism of authentication that is known here")]
     AuthNotOffered,
+    #[error("authentication failed: {0}")]
+    Scram(#[from] scram::Error),
 }
 
 impl ConnectionError {
@@ -93,6 +98,7 @@ impl ConnectionError {
             Self::Tls(_) | Self::Injected | Self::NoTlsName => EnhancedStatus::new(4, 7, 5),
             Self::TlsNotOffered => EnhancedStatus::new(4, 7, 4),
             Self::AuthNotOffered => EnhancedStatus::new(4, 7, 4),
+            Self::Scram(_) => EnhancedStatus::new(4, 7, 8),
         }
     }
 

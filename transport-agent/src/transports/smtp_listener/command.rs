@@ -1,4 +1,4 @@
-//! Command lines: RFC 5321 4.1.1 with the parameters of SIZE (1870), 8BITMIME (6152), DSN (3461) and SMTPUTF8 (6531).
+//! Command lines: RFC 5321 4.1.1 with the parameters of SIZE (1870), 8BITMIME (6152), DSN (3461), SMTPUTF8 (6531) and AUTH (4954).
 //!
 //! Takes one line without its CRLF and gives a [`Command`] or the reply that refuses it; knows nothing of sequence or
 //! policy. A line comes from outside: any bytes, already bounded in length.
@@ -21,6 +21,8 @@ pub(super) enum Command<'a> {
     Help,
     Quit,
     StartTls,
+    /// Mechanism and initial response.
+    Auth(&'a str, Option<&'a str>),
 }
 
 /// MAIL FROM.
@@ -60,6 +62,7 @@ const NO_PARAMETERS: Refusal = "501 5.5.4 No parameters are allowed here";
 const HOST_NAME: Refusal = "501 5.5.4 A domain name or an address literal is needed";
 const MAIL_SYNTAX: Refusal = "501 5.5.4 Syntax: MAIL FROM:<address> [parameters]";
 const RCPT_SYNTAX: Refusal = "501 5.5.4 Syntax: RCPT TO:<address> [parameters]";
+const AUTH_SYNTAX: Refusal = "501 5.5.4 Syntax: AUTH mechanism [initial response]";
 const SENDER_SYNTAX: Refusal = "501 5.1.7 Bad sender address syntax";
 const RECIPIENT_SYNTAX: Refusal = "501 5.1.3 Bad recipient address syntax";
 const NOT_ASCII: Refusal = "553 5.6.7 Addresses beyond ASCII need SMTPUTF8";
@@ -102,6 +105,8 @@ pub(super) fn parse(line: &[u8], smtputf8: bool) -> Result<Command<'_>, Refusal>
         Ok(Command::Noop)
     } else if is("STARTTLS") {
         bare(rest, Command::StartTls)
+    } else if is("AUTH") {
+        auth(rest)
     } else if is("VRFY") {
         (!rest.is_empty())
             .then_some(Command::Vrfy)
@@ -109,7 +114,7 @@ pub(super) fn parse(line: &[u8], smtputf8: bool) -> Result<Command<'_>, Refusal>
     } else if is("HELP") {
         Ok(Command::Help)
     } else if [
-        "AUTH", "BDAT", "EXPN", "ETRN", "TURN", "SEND", "SOML", "SAML", "LHLO",
+        "BDAT", "EXPN", "ETRN", "TURN", "SEND", "SOML", "SAML", "LHLO",
     ]
     .into_iter()
     .any(is)
@@ -122,6 +127,17 @@ pub(super) fn parse(line: &[u8], smtputf8: bool) -> Result<Command<'_>, Refusal>
 
 fn bare<'a>(rest: &str, command: Command<'a>) -> Result<Command<'a>, Refusal> {
     rest.is_empty().then_some(command).ok_or(NO_PARAMETERS)
+}
+
+/// `mechanism [initial response]` (RFC 4954 4).
+fn auth(rest: &str) -> Result<Command<'_>, Refusal> {
+    let mut words = rest.split(' ').filter(|word| !word.is_empty());
+    let mechanism = words.next().ok_or(AUTH_SYNTAX)?;
+    let initial = words.next();
+    if words.next().is_some() {
+        return Err(AUTH_SYNTAX);
+    }
+    Ok(Command::Auth(mechanism, initial))
 }
 
 fn host_name(rest: &str) -> Result<&str, Refusal> {
@@ -163,6 +179,7 @@ fn mail(rest: &str) -> Result<Mail, Refusal> {
     let mut smtputf8 = None;
     let mut report_return = None;
     let mut envelope_id = None;
+    let mut auth = None;
     for (key, value) in parameters(rest).ok_or(MAIL_SYNTAX)? {
         let is = |name: &str| key.eq_ignore_ascii_case(name);
         if is("SIZE") {
@@ -173,6 +190,9 @@ fn mail(rest: &str) -> Result<Mail, Refusal> {
             set(&mut smtputf8, value.is_none().then_some(()))?;
         } else if is("RET") {
             set(&mut report_return, value.and_then(ret))?;
+        } else if is("AUTH") {
+            // RFC 4954 5: to be understood, and nobody is trusted with it here.
+            set(&mut auth, value.and_then(xtext).map(drop))?;
         } else if is("ENVID") {
             let value = value.filter(|text| text.len() <= ENVELOPE_ID_BYTES_MAX);
             set(&mut envelope_id, value.and_then(xtext))?;

@@ -69,19 +69,47 @@ pub struct Config {
     /// Messages of one client per minute; beyond it 451 4.7.1. Default: any number.
     pub messages_per_minute: Option<NonZeroU32>,
 
+    /// Recipients of one client per minute, over all its messages; beyond it 451 4.7.1. Default: any number.
+    pub recipients_per_minute: Option<NonZeroU32>,
+    /// 5xx replies to one client per minute, over all its sessions; beyond it 421 4.7.0. Default: any number.
+    pub errors_per_minute: Option<NonZeroU32>,
+
+    /// Those who may log in, and then send to any domain: one `name:verifier [address...]` per line, as `pombo passwd` writes
+    /// it. Read at start and whenever the configuration is validated again. Default: nobody, and AUTH is not offered.
+    pub users_file: Option<PathBuf>,
+    /// Offer SCRAM-SHA-256 without TLS, too. Nobody learns a password from it, but whoever listens can try passwords on what
+    /// he heard. PLAIN is for TLS alone. Default `false`.
+    pub auth_without_tls: bool,
+    /// Take mail only from those who have logged in (530 5.7.0): for a submission port. Default `false`.
+    pub auth_required: bool,
+    /// What those who have logged in may give as their sender. `any`; or `own`: the addresses that the users file gives
+    /// them, otherwise 553 5.7.1. Default `any`.
+    pub auth_senders: Senders,
+    /// After so many wrong passwords in one session: 421 4.7.0. Default 3.
+    pub auth_failures_max: u32,
+    /// Wrong passwords of one client per minute; beyond it 454 4.7.0. Default 10.
+    pub auth_failures_per_minute: Option<NonZeroU32>,
+    /// How long the answer to a wrong password is kept back; doubles within a session, up to 30s. Default `1s`.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub auth_failure_delay: Duration,
+
     /// How long a client may take for a command; then 421 4.4.2. Default `5m`.
     #[serde(deserialize_with = "duration::deserialize")]
     pub command_timeout: Duration,
     /// How long a client may be silent within a message. Default `5m`.
     #[serde(deserialize_with = "duration::deserialize")]
     pub data_timeout: Duration,
+    /// A client that sends its message more slowly holds a permit that others wait for: 421 4.4.2. In bytes a second,
+    /// averaged since DATA and looked at from the first minute on; 0 turns it off. Default 500.
+    pub data_rate_min: u32,
     /// How long a message may take in all. Default `30m`.
     #[serde(deserialize_with = "duration::deserialize")]
     pub transfer_timeout: Duration,
     /// How long a client at DATA waits for the spooler's permit; then 451 4.3.2. Default `10s`.
     #[serde(deserialize_with = "duration::deserialize")]
     pub permit_timeout: Duration,
-    /// How long a message under way may take to complete when the listener shuts down. Default `10s`.
+    /// How long a message under way may take to complete when the listener shuts down. That is after `agent.drain_limit`, and
+    /// the service manager has to wait for both (systemd: `TimeoutStopSec`). At most `1d`, default `10s`.
     #[serde(deserialize_with = "duration::deserialize")]
     pub shutdown_timeout: Duration,
 
@@ -92,10 +120,15 @@ pub struct Config {
     pub bare_cr: BareLineEnd,
 
     /// How long a message is remembered whose 250 may not have arrived: sent again by the same client in this time, it gets the
-    /// same id and no second message. `0s` turns it off. Default `10m`.
+    /// same id and no second message. `0s` turns it off. At most `1d`, default `10m`.
     #[serde(deserialize_with = "duration::deserialize")]
     pub repeat_window: Duration,
-    /// How many such messages are remembered; the oldest goes first. Default 10,000.
+    /// How long a message is remembered that the broker has never confirmed, and whose client was told to come later: it may be in
+    /// the spool, so when the same client brings it again in this time, it is published under the same id. `0s` turns it off.
+    /// At most `1d`, default `1h`: most mail servers try again within half of that.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub unclear_window: Duration,
+    /// How many such messages are remembered; the one that would be forgotten first makes room. Default 10,000.
     pub repeat_entries_max: usize,
 }
 
@@ -124,14 +157,25 @@ impl Default for Config {
             memory_bytes_max: 256 * 1024 * 1024,
             connections_per_minute: None,
             messages_per_minute: None,
+            recipients_per_minute: None,
+            errors_per_minute: None,
+            users_file: None,
+            auth_without_tls: false,
+            auth_required: false,
+            auth_senders: Senders::Any,
+            auth_failures_max: 3,
+            auth_failures_per_minute: NonZeroU32::new(10),
+            auth_failure_delay: Duration::from_secs(1),
             command_timeout: minutes(5),
             data_timeout: minutes(5),
+            data_rate_min: 500,
             transfer_timeout: minutes(30),
             permit_timeout: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(10),
             bare_lf: BareLineEnd::Reject,
             bare_cr: BareLineEnd::Reject,
             repeat_window: minutes(10),
+            unclear_window: minutes(60),
             repeat_entries_max: 10_000,
         }
     }
@@ -145,6 +189,16 @@ pub enum BareLineEnd {
     Reject,
     /// Take it as any other byte.
     Keep,
+}
+
+/// As whom somebody who has logged in may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Senders {
+    /// As anybody.
+    Any,
+    /// As the addresses of the users file.
+    Own,
 }
 
 /// What is wrong with a configuration.
@@ -161,6 +215,9 @@ pub enum Error {
     /// Certificate and key come together.
     #[error("`tls_certificate` and `tls_key` belong together, and `listen_tls` needs them")]
     Tls,
+    /// Nobody could log in.
+    #[error("`auth_required` needs a `users_file`, and TLS or `auth_without_tls`")]
+    Auth,
     /// Nothing to listen on.
     #[error("`listen` and `listen_tls` are both empty")]
     NoListener,
@@ -183,6 +240,11 @@ impl Config {
         if has_tls != self.tls_key.is_some() || (!has_tls && !self.listen_tls.is_empty()) {
             return Err(Error::Tls);
         }
+        let can_log_in = self.users_file.is_some() && (has_tls || self.auth_without_tls);
+        if self.auth_required && !can_log_in {
+            return Err(Error::Auth);
+        }
+        range(self.auth_failures_max >= 1, "auth_failures_max", "1..")?;
         let recipients = (1..=RECIPIENTS_MAX).contains(&self.recipients_max);
         range(recipients, "recipients_max", "1..=10000")?;
         let command = (512..=16_384).contains(&self.command_bytes_max);
@@ -207,6 +269,14 @@ impl Config {
         ] {
             let sensible = !value.is_zero() && value <= Duration::from_secs(86_400);
             range(sensible, key, "more than 0s and at most 1d")?;
+        }
+        for (key, value) in [
+            ("shutdown_timeout", self.shutdown_timeout),
+            ("repeat_window", self.repeat_window),
+            ("unclear_window", self.unclear_window),
+        ] {
+            let bounded = value <= Duration::from_secs(86_400);
+            range(bounded, key, "at most 1d")?;
         }
         policy::Policy::check(self)?;
         Ok(())

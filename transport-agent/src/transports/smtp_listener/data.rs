@@ -1,7 +1,7 @@
 //! The content of a message as it comes after 354: finds its end, removes the stuffed dots, keeps within the limits.
 //!
 //! No IO and no clock. It is fed whatever arrived, in pieces of any size, and gives the same result as if all had come at
-//! once. **Only CRLF.CRLF ends a message** (RFC 5321 4.1.1.4); everything else that looks like an end to somebody else
+//! once (of several reasons to refuse it, any may be the first). **Only CRLF.CRLF ends a message** (RFC 5321 4.1.1.4); everything else that looks like an end to somebody else
 //! (`\n.\n`, `\n.\r\n`, `\r\n.\n`, `\r.\r`, ...) is content, and content with a bare LF or CR is refused unless
 //! the configuration says to keep it. So whoever sits in front of us cannot be made to smuggle a second message in.
 

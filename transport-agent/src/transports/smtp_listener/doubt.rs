@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant as StdInstant};
 
+use bytes::Bytes;
 use pombo_proto::ids::MessageId;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -12,12 +13,13 @@ use tokio::{
 };
 
 use super::{
+    io::Io,
     limits::Grant,
     permit::Permit,
-    repeats::{Fate, Repeats, Ticket, Trail},
+    repeats::{Digest, Fate, Repeats, Ticket, Trail},
     session::{Next, Session},
 };
-use crate::provider::{Incoming, SaveError};
+use crate::provider::{Identity, Incoming, SaveError};
 
 /// A reply that is unseen for so long, or a save that takes so long, is written down as doubtful.
 const UNSEEN_MAX: Duration = Duration::from_secs(1);
@@ -70,6 +72,8 @@ pub(super) enum Known {
     No,
     /// Under this id; the client has not seen the 250 yet.
     As(MessageId, Ticket),
+    /// It may have been, under this id and with this trace field.
+    Perhaps(MessageId, Bytes),
     /// The first copy is still being saved.
     Unclear,
 }
@@ -83,49 +87,58 @@ pub(super) struct Saved {
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// SaveChanges. If it takes long, or the client goes away meanwhile, the message is written down as being
-    /// saved, so that the same one, sent again by then, waits for this one's id.
+    /// saved, so that the same one, sent again by then, waits for this one's id. If nobody can say whether it was saved, that is
+    /// written down too: the same one, sent again, is published under the same id.
     pub async fn save(
         &mut self,
         permit: &Permit,
         incoming: Incoming,
         trail: Option<&Trail>,
     ) -> Saved {
+        let again = matches!(incoming.identity, Identity::Again(_));
+        let body = incoming.body.clone();
         let mut save = std::pin::pin!(permit.reception().save_changes(incoming));
-        let done = |result| Saved {
-            result,
-            ticket: None,
-        };
         let Some(trail) = trail else {
-            return done(save.await);
-        };
-        tokio::select! {
-            biased;
-            result = &mut save => return done(result),
-            () = self.io.loss() => {}
-            () = sleep(UNSEEN_MAX) => {}
-        }
-        let digest = tokio::select! {
-            biased;
-            result = &mut save => return done(result),
-            digest = trail.digest() => digest,
+            return Saved {
+                result: save.await,
+                ticket: None,
+            };
         };
         let repeats = &self.shared.repeats;
-        let (tell, wait) = watch::channel(None);
-        let now = StdInstant::now();
-        let ticket = repeats.insert(trail.outline(), digest, Fate::Saving(wait), now);
-        let mut entry = Pending {
-            repeats,
-            ticket,
-            keep: false,
+        let mut pending = None;
+        let result = tokio::select! {
+            biased;
+            result = &mut save => result,
+            // One that comes again is in the table.
+            entry = Pending::after_long(&mut self.io, repeats, trail), if !again => {
+                pending = Some(entry);
+                save.await
+            }
         };
-        let result = save.await;
-        if let Ok(id) = &result {
-            entry.keep = true;
-            repeats.saved(ticket, *id);
-            tell.send_replace(Some(*id));
+        let fate = match &result {
+            Ok(id) if again || pending.is_some() => Fate::Saved(*id),
+            Err(SaveError::Unclear { id, .. }) => {
+                // A copy: the table is not to keep whole messages alive.
+                let field = &body[..body.len() - trail.outline().size];
+                Fate::Unclear(*id, Bytes::copy_from_slice(field))
+            }
+            _ => {
+                return Saved {
+                    result,
+                    ticket: None,
+                };
+            }
+        };
+        let digest = match &pending {
+            Some(entry) => entry.digest,
+            None => trail.digest().await,
+        };
+        let ticket = repeats.insert(trail.outline(), digest, fate, StdInstant::now());
+        if let (Some(entry), Ok(id)) = (&pending, &result) {
+            entry.tell.send_replace(Some(*id));
         }
         Saved {
-            ticket: entry.keep.then_some(ticket),
+            ticket: result.is_ok().then_some(ticket),
             result,
         }
     }
@@ -137,17 +150,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             return Known::No;
         }
         let digest = trail.digest().await;
-        match repeats.find(&digest, StdInstant::now()) {
-            None => Known::No,
-            Some((Fate::Saved(id), ticket)) => Known::As(id, ticket),
-            Some((Fate::Saving(mut wait), ticket)) => {
-                let patience = self.shared.config.data_timeout;
-                match timeout(patience, wait.wait_for(Option::is_some)).await {
-                    Ok(Ok(saved)) => saved.map_or(Known::No, |id| Known::As(id, ticket)),
-                    // The first one was not saved; this one is, in its place.
-                    Ok(Err(_)) => Known::No,
-                    Err(_) => Known::Unclear,
-                }
+        let patience = self.shared.config.data_timeout;
+        loop {
+            let (mut wait, ticket) = match repeats.find(&digest, StdInstant::now()) {
+                None => return Known::No,
+                Some((Fate::Saved(id), ticket)) => return Known::As(id, ticket),
+                Some((Fate::Unclear(id, field), _)) => return Known::Perhaps(id, field),
+                Some((Fate::Saving(wait), ticket)) => (wait, ticket),
+            };
+            match timeout(patience, wait.wait_for(Option::is_some)).await {
+                Ok(Ok(saved)) => return saved.map_or(Known::No, |id| Known::As(id, ticket)),
+                // The first one was not saved, or nobody knows whether it was: the table does.
+                Ok(Err(_)) => {}
+                Err(_) => return Known::Unclear,
             }
         }
     }
@@ -193,17 +208,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 }
 
-/// An entry of a message that is being saved; goes away with it unless it was.
+/// An entry of a message that is being saved. Goes away with it, unless another has come in its place.
 struct Pending<'a> {
     repeats: &'a Repeats,
     ticket: Ticket,
-    keep: bool,
+    digest: Digest,
+    tell: watch::Sender<Option<MessageId>>,
+}
+
+impl<'a> Pending<'a> {
+    /// Once saving takes long, or the client is gone.
+    async fn after_long<S: AsyncRead + AsyncWrite + Unpin + Send>(
+        io: &mut Io<S>,
+        repeats: &'a Repeats,
+        trail: &Trail,
+    ) -> Self {
+        tokio::select! {
+            () = io.loss() => {}
+            () = sleep(UNSEEN_MAX) => {}
+        }
+        let digest = trail.digest().await;
+        let (tell, wait) = watch::channel(None);
+        let (fate, now) = (Fate::Saving(wait), StdInstant::now());
+        Self {
+            ticket: repeats.insert(trail.outline(), digest, fate, now),
+            repeats,
+            digest,
+            tell,
+        }
+    }
 }
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        if !self.keep {
-            self.repeats.forget(self.ticket);
-        }
+        self.repeats.forget(self.ticket);
     }
 }

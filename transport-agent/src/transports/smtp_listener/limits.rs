@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
@@ -127,7 +128,7 @@ impl Budget {
         }
     }
 
-    #[cfg(test)]
+    /// Bytes that are taken; for tests.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
@@ -163,6 +164,59 @@ impl Grant {
 impl Drop for Grant {
     fn drop(&mut self) {
         self.shrink_to(0);
+    }
+}
+
+/// What a client has done wrong lately.
+#[derive(Debug)]
+pub(super) struct Failures {
+    max: Option<NonZeroU32>,
+    clients: Mutex<HashMap<ClientKey, (u32, Instant)>>,
+}
+
+/// How long a failure counts.
+const FAILURES_LAST: Duration = Duration::from_secs(60);
+
+impl Failures {
+    pub fn per_minute(max: Option<NonZeroU32>) -> Self {
+        Self {
+            max,
+            clients: Mutex::default(),
+        }
+    }
+
+    /// Whether this client has had as many failures within a minute as it may.
+    pub fn is_over(&self, client: ClientKey) -> bool {
+        let Some(max) = self.max else { return false };
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        match clients.get(&client) {
+            Some((count, since)) => *count >= max.get() && since.elapsed() < FAILURES_LAST,
+            // Full of clients that fail: nobody new is given a chance to.
+            None => clients.len() >= CLIENTS_MAX,
+        }
+    }
+
+    /// One more.
+    pub fn count(&self, client: ClientKey) {
+        if self.max.is_none() {
+            return;
+        }
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if clients.len() >= CLIENTS_MAX {
+            clients.retain(|_, (_, since)| since.elapsed() < FAILURES_LAST);
+        }
+        let now = Instant::now();
+        let entry = clients.entry(client).or_insert((0, now));
+        if now.duration_since(entry.1) >= FAILURES_LAST {
+            *entry = (0, now);
+        }
+        entry.0 = entry.0.saturating_add(1);
+    }
+
+    /// Forgets what does not count any more. Called now and then.
+    pub fn tidy(&self) {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.retain(|_, (_, since)| since.elapsed() < FAILURES_LAST);
     }
 }
 

@@ -47,6 +47,9 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, tls: bool
             _ = tidy.tick() => {
                 shared.connections.tidy();
                 shared.messages.tidy();
+                shared.recipients.tidy();
+                shared.errors.tidy();
+                shared.failures.tidy();
             }
             changed = stop.changed() => if changed.is_err() { break },
         }
@@ -86,6 +89,7 @@ fn admit(shared: &Arc<Shared>, stream: &TcpStream, from: SocketAddr) -> Option<(
         key,
         id,
         errors: 0,
+        auth_failures: 0,
         messages: 0,
     };
     Some((peer, place))

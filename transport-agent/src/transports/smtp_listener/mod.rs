@@ -9,13 +9,17 @@
 //! * No open relay: what is not for a local domain is taken only from `relay_clients`.
 //! * Only CRLF.CRLF ends a message (`data`).
 //! * A client that lost the 250 and sends the same again gets the same id (`repeats`).
+//! * Who has proved to be a user of `users_file` may relay, too (`auth`).
 //! * Bounded: connections, bytes of all messages together, recipients, line lengths, errors, and time.
 
 mod address;
+mod auth;
 mod command;
 mod config;
 mod data;
 mod doubt;
+#[doc(hidden)]
+pub mod fuzzing;
 mod io;
 mod limits;
 mod listen;
@@ -28,6 +32,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod users;
 
 use std::{
     net::SocketAddr,
@@ -35,6 +40,7 @@ use std::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -43,14 +49,21 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
-pub use self::config::{BareLineEnd, Config, Error};
+pub use self::config::{BareLineEnd, Config, Error, Senders};
 pub use self::policy::Error as PolicyError;
 use self::{
-    limits::{Budget, Door, Rate},
+    limits::{Budget, Door, Failures, Rate},
     policy::Policy,
-    repeats::Repeats,
+    repeats::{Repeats, Windows},
+    users::Users,
 };
 use crate::provider::{Flow, LogonReply, Support, Transport};
+
+/// From when on `data_rate_min` is looked at: a network that stumbles once, or a first packet that is lost, is no slow client.
+const RATE_AFTER: Duration = Duration::from_secs(60);
+
+/// What cutting off the sessions takes after `shutdown_timeout`, many times over.
+const CUT_OFF_MAX: Duration = Duration::from_secs(5);
 
 /// The `smtp-listener` transport.
 pub struct SmtpListener {
@@ -58,6 +71,8 @@ pub struct SmtpListener {
     /// Between BEGIN_INBOUND and END_INBOUND.
     open: Arc<AtomicBool>,
     running: Mutex<Option<Running>>,
+    /// [`RATE_AFTER`], unless a test has less patience.
+    rate_after: Duration,
 }
 
 /// What lives from logon to shutdown.
@@ -80,7 +95,11 @@ struct Shared {
     budget: Arc<Budget>,
     connections: Rate,
     messages: Rate,
+    recipients: Rate,
+    errors: Rate,
+    failures: Failures,
     repeats: Repeats,
+    rate_after: Duration,
     /// The next session's number.
     sessions: AtomicU64,
 }
@@ -90,9 +109,44 @@ struct Shared {
 struct Files {
     policy: Arc<Policy>,
     tls: Option<TlsAcceptor>,
+    users: Option<Arc<Users>>,
 }
 
 impl Shared {
+    fn new(
+        config: Arc<Config>,
+        host: String,
+        files: Files,
+        support: Arc<dyn Support>,
+        open: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            host,
+            files: RwLock::new(files),
+            open,
+            stop: watch::Sender::new(false),
+            door: Door::new(config.connections_max, config.connections_per_client_max),
+            budget: Budget::new(config.memory_bytes_max),
+            connections: Rate::per_minute(config.connections_per_minute),
+            messages: Rate::per_minute(config.messages_per_minute),
+            recipients: Rate::per_minute(config.recipients_per_minute),
+            errors: Rate::per_minute(config.errors_per_minute),
+            failures: Failures::per_minute(config.auth_failures_per_minute),
+            repeats: Repeats::new(
+                Windows {
+                    unseen: config.repeat_window,
+                    unclear: config.unclear_window,
+                },
+                config.repeat_entries_max,
+            ),
+            // Drawn, so that names from before a restart do not come again.
+            sessions: AtomicU64::new(u64::from(fastrand::u32(..)) << 24),
+            rate_after: RATE_AFTER,
+            support,
+            config,
+        }
+    }
+
     /// Policy and certificate as of now; a session keeps them to its end.
     fn files(&self) -> Files {
         self.files
@@ -113,6 +167,7 @@ impl SmtpListener {
             config: Arc::new(config),
             open: Arc::new(AtomicBool::new(false)),
             running: Mutex::new(None),
+            rate_after: RATE_AFTER,
         })
     }
 
@@ -142,9 +197,12 @@ impl SmtpListener {
                 }
                 _ => None,
             };
+            let users = config.users_file.as_deref().map(Users::read).transpose();
+            let users = users.map_err(|error| error.to_string())?;
             Ok(Files {
                 policy: Arc::new(policy),
                 tls,
+                users: users.map(Arc::new),
             })
         };
         tokio::task::spawn_blocking(read)
@@ -194,20 +252,10 @@ impl Transport for SmtpListener {
             .await
             .map_err(LogonError::Unconfigured)?;
         let bound = self.bind().await?;
+        let open = Arc::clone(&self.open);
         let shared = Arc::new(Shared {
-            host,
-            files: RwLock::new(files),
-            open: Arc::clone(&self.open),
-            stop: watch::Sender::new(false),
-            door: Door::new(config.connections_max, config.connections_per_client_max),
-            budget: Budget::new(config.memory_bytes_max),
-            connections: Rate::per_minute(config.connections_per_minute),
-            messages: Rate::per_minute(config.messages_per_minute),
-            repeats: Repeats::new(config.repeat_window, config.repeat_entries_max),
-            // Drawn, so that names from before a restart do not come again.
-            sessions: AtomicU64::new(u64::from(fastrand::u32(..)) << 24),
-            support: Arc::clone(&support),
-            config,
+            rate_after: self.rate_after,
+            ..Shared::new(config, host, files, support.clone(), open)
         });
         let addresses = bound.iter().map(|(_, address, _)| *address).collect();
         let mut acceptors = Vec::new();
@@ -281,6 +329,10 @@ impl Transport for SmtpListener {
                 warn!(transport = "smtp-listener", %error, "an acceptor failed");
             }
         }
+    }
+
+    fn shutdown_max(&self) -> Duration {
+        self.config.shutdown_timeout.saturating_add(CUT_OFF_MAX)
     }
 }
 

@@ -183,7 +183,7 @@ fn domain(text: &str) -> Result<String, Error> {
     address::domain_or_literal(text).ok_or_else(|| Error::Domain(text.to_owned()))
 }
 
-fn read_bounded(file: &FilePath) -> Result<String, Box<dyn Display>> {
+pub(super) fn read_bounded(file: &FilePath) -> Result<String, Box<dyn Display>> {
     use std::io::Read;
     let file = std::fs::File::open(file).map_err(|error| Box::new(error) as Box<dyn Display>)?;
     let mut text = String::new();

@@ -7,7 +7,11 @@
 //! Nothing is read without a permit, no 250 is said without an id from SaveChanges, and the reception is finished exactly
 //! once whatever happens ([`Permit`]).
 
-use std::{collections::HashSet, io, time::SystemTime};
+use std::{
+    collections::HashSet,
+    io,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use pombo_proto::message::{Content as BodyKind, Priority, Recipient};
@@ -47,6 +51,8 @@ enum Transfer {
     Lost,
     /// The client was silent for too long, or took too long in all.
     TimedOut,
+    /// The client sends, but at less than the least rate.
+    TooSlow,
     /// It would not end.
     Endless,
 }
@@ -100,6 +106,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
             Transfer::Lost => Ok(Next::Lost),
             Transfer::TimedOut => Ok(self.close("421 4.4.2", "Timeout, closing connection")),
+            Transfer::TooSlow => {
+                info!(transaction = %id, client = %self.peer.ip, "too slow");
+                Ok(self.close("421 4.4.2", "Too slow, closing connection"))
+            }
             Transfer::Endless => {
                 self.say(DRAINED);
                 Ok(Next::Close)
@@ -162,7 +172,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let config = &self.shared.config;
         let (silence_max, limits) = (config.data_timeout, config.limits());
         let read_max = config.message_bytes_max.saturating_add(DRAIN_BYTES);
-        let deadline = Instant::now() + config.transfer_timeout;
+        let begun = Instant::now();
+        let deadline = begun + config.transfer_timeout;
+        let (rate_min, rate_after) = (config.data_rate_min, self.shared.rate_after);
         let mut head = Vec::with_capacity(field.len() + usize::try_from(first).unwrap_or(0));
         head.extend_from_slice(field.as_bytes());
         let mut reader = DataReader::new(head, limits);
@@ -199,6 +211,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 }
             };
             let silent = deadline.min(Instant::now() + silence_max);
+            let slow = fast_enough_for(reader.size(), rate_min, rate_after);
+            // Without an end, another one comes first.
+            let slow = slow.map_or(deadline, |time| begun + time);
             tokio::select! {
                 biased;
                 () = cancelled => {
@@ -212,7 +227,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                     Ok(0) | Err(_) => return Ok(Transfer::Lost),
                     Ok(_) => self.heard(),
                 },
-                () = sleep_until(silent) => return Ok(Transfer::TimedOut),
+                () = sleep_until(silent.min(slow)) => {
+                    return Ok(if slow < silent { Transfer::TooSlow } else { Transfer::TimedOut });
+                }
             }
         }
     }
@@ -244,9 +261,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let Transaction {
             mail,
             recipients,
-            grant,
+            mut grant,
         } = transaction;
-        let body = Bytes::from(content.body);
+        let mut body = Bytes::from(content.body);
+        let mut identity = Identity::Issued;
         let trail = self.shared.repeats.is_on().then(|| {
             Trail::new(
                 self.peer.ip,
@@ -266,6 +284,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                         client = %self.peer.ip, "sent again, known already");
                     return Ok(self.accepted(id, Some(Unseen::Recorded(ticket))).await);
                 }
+                Known::Perhaps(id, field) => {
+                    info!(transport = "smtp-listener", id = %id, transaction = transaction_id,
+                        client = %self.peer.ip, "sent again, not known whether it is there: published again, marked");
+                    if !grant.grow(body.len() as u64) {
+                        permit.finish(Received::Nothing);
+                        return Ok(self.say(refusal(Fault::NoMemory)));
+                    }
+                    body = [&field[..], &body[head..]].concat().into();
+                    identity = Identity::Again(id);
+                }
                 Known::Unclear => {
                     return Ok(
                         self.say("451 4.3.0 The first copy is still being queued, try again later")
@@ -275,7 +303,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         let (size, count) = (body.len(), recipients.len());
         let incoming = Incoming {
-            identity: Identity::Issued,
+            identity,
             sender: mail.sender,
             recipients,
             priority: Priority::default(),
@@ -312,6 +340,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 }
 
+/// After how long so much content will not have been enough: then the average falls below the least rate. `None`: never.
+fn fast_enough_for(bytes: u64, rate_min: u32, after: Duration) -> Option<Duration> {
+    let millis = bytes
+        .saturating_mul(1_000)
+        .checked_div(u64::from(rate_min))?;
+    Some(after.max(Duration::from_millis(millis)))
+}
+
 /// A recipient that was named twice gets one copy.
 fn once_each(recipients: &mut Vec<Recipient>) {
     if recipients.len() > 1 {
@@ -334,7 +370,9 @@ fn refusal(fault: Fault) -> &'static str {
 fn save_refusal(error: &SaveError) -> &'static str {
     match error {
         SaveError::Cancelled => "451 4.3.2 Delivery stopped, try again later",
-        SaveError::Unconfirmed(_) => "451 4.3.0 The queue does not answer, try again later",
+        SaveError::Unconfirmed(_) | SaveError::Unclear { .. } => {
+            "451 4.3.0 The queue does not answer, try again later"
+        }
         SaveError::Blob(_) => "452 4.3.1 Insufficient system storage, try again later",
         SaveError::TooLarge(_) => "552 5.3.4 Message too large",
         SaveError::Recipients(0) => "554 5.5.1 No valid recipients",

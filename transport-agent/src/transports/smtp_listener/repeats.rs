@@ -8,7 +8,8 @@
 //!
 //! SHA-256 is slow without hardware help (a 10 KiB message takes about 40 us on an old core), but it is only
 //! computed for messages in doubt, and for messages of a client and a size that is in doubt already. The table has at most
-//! `repeat_entries_max` entries of about 200 bytes; the oldest goes first.
+//! `repeat_entries_max` entries of about 200 bytes, and our trace field of those that were never confirmed; the one that would be
+//! forgotten first makes room.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -119,6 +120,8 @@ pub(super) enum Fate {
     Saved(MessageId),
     /// Being saved: the id will come, or the sender goes away without.
     Saving(watch::Receiver<Option<MessageId>>),
+    /// Nobody knows: its confirm did not come. Published again, it must be the same to the byte, our trace field included.
+    Unclear(MessageId, Bytes),
 }
 
 /// Names one entry.
@@ -128,10 +131,19 @@ pub(super) struct Ticket {
     digest: Digest,
 }
 
+/// How long what is remembered, at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Windows {
+    /// Accepted, and the reply may not have been seen; or being saved.
+    pub unseen: Duration,
+    /// Published and never confirmed.
+    pub unclear: Duration,
+}
+
 /// The table.
 #[derive(Debug)]
 pub(super) struct Repeats {
-    window: Duration,
+    windows: Windows,
     max: usize,
     /// How many entries, to be read without the lock: usually none.
     count: AtomicUsize,
@@ -142,22 +154,23 @@ pub(super) struct Repeats {
 struct Table {
     entries: HashMap<Digest, Entry>,
     outlines: HashMap<Outline, usize>,
-    /// By age.
-    order: BTreeMap<u64, (Instant, Digest)>,
+    /// By the time at which they are forgotten, and number.
+    order: BTreeMap<(Instant, u64), Digest>,
     serial: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
     serial: u64,
+    until: Instant,
     outline: Outline,
     fate: Fate,
 }
 
 impl Repeats {
-    pub fn new(window: Duration, max: usize) -> Self {
+    pub fn new(windows: Windows, max: usize) -> Self {
         Self {
-            window,
+            windows,
             max,
             count: AtomicUsize::new(0),
             table: Mutex::default(),
@@ -166,7 +179,7 @@ impl Repeats {
 
     /// Whether it remembers anything at all.
     pub fn is_on(&self) -> bool {
-        self.max > 0 && !self.window.is_zero()
+        self.max > 0 && !self.windows.unseen.max(self.windows.unclear).is_zero()
     }
 
     /// Whether a digest is worth computing.
@@ -190,32 +203,29 @@ impl Repeats {
         table.remove(&digest);
         self.expire(&mut table, now);
         while table.entries.len() >= self.max.max(1) {
-            let Some((_, (_, oldest))) = table.order.pop_first() else {
+            let Some((_, soonest)) = table.order.pop_first() else {
                 break;
             };
-            table.remove(&oldest);
+            table.remove(&soonest);
         }
         table.serial += 1;
         let serial = table.serial;
-        table.order.insert(serial, (now, digest));
+        let until = now
+            + match fate {
+                Fate::Unclear(..) => self.windows.unclear,
+                Fate::Saved(_) | Fate::Saving(_) => self.windows.unseen,
+            };
+        table.order.insert((until, serial), digest);
         *table.outlines.entry(outline).or_default() += 1;
         let entry = Entry {
             serial,
+            until,
             outline,
             fate,
         };
         table.entries.insert(digest, entry);
         self.count.store(table.entries.len(), Ordering::Release);
         Ticket { serial, digest }
-    }
-
-    /// It was saved under this id.
-    pub fn saved(&self, ticket: Ticket, id: MessageId) {
-        if let Some(entry) = self.lock().entries.get_mut(&ticket.digest)
-            && entry.serial == ticket.serial
-        {
-            entry.fate = Fate::Saved(id);
-        }
     }
 
     /// No doubt any more: the client has seen the reply, or it was not saved.
@@ -241,11 +251,10 @@ impl Repeats {
     }
 
     fn expire(&self, table: &mut Table, now: Instant) {
-        while let Some((_, (since, digest))) = table.order.first_key_value() {
-            if now.saturating_duration_since(*since) < self.window {
+        while let Some((&(until, _), &digest)) = table.order.first_key_value() {
+            if now < until {
                 break;
             }
-            let digest = *digest;
             table.remove(&digest);
         }
         self.count.store(table.entries.len(), Ordering::Release);
@@ -257,7 +266,7 @@ impl Table {
         let Some(entry) = self.entries.remove(digest) else {
             return;
         };
-        self.order.remove(&entry.serial);
+        self.order.remove(&(entry.until, entry.serial));
         if let Some(count) = self.outlines.get_mut(&entry.outline) {
             *count -= 1;
             if *count == 0 {

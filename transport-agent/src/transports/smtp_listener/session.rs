@@ -1,11 +1,11 @@
 //! One session: commands in their sequence (RFC 5321 4.1.4), from the banner to the last reply.
 //!
 //! ```text
-//! banner -> EHLO|HELO -> [STARTTLS -> EHLO] -> (MAIL -> RCPT+ -> DATA)* -> QUIT
+//! banner -> EHLO|HELO -> [STARTTLS -> EHLO] -> [AUTH] -> (MAIL -> RCPT+ -> DATA)* -> QUIT
 //! ```
 //!
 //! All complete lines in the read buffer are handled before the replies are written and more is read. What comes
-//! after 354 is in `receive`. AUTH would be another command here that sets [`Session::user`].
+//! after 354 is in `receive`, and what comes after AUTH in `auth`.
 
 use std::{io, net::IpAddr, sync::Arc, sync::atomic::Ordering, time::Duration};
 
@@ -19,12 +19,15 @@ use tracing::debug;
 
 use super::{
     Files, Shared,
+    auth::Begun,
     command::{self, Command, Mail, Rcpt},
+    config::Senders,
     doubt::Doubt,
     io::{Io, Line},
     limits::{ClientKey, Grant},
     permit::Slot,
     policy::Verdict,
+    users::Users,
 };
 
 /// What a recipient occupies besides its text.
@@ -39,6 +42,8 @@ pub(super) struct Peer {
     pub id: u64,
     /// 5xx replies so far.
     pub errors: u32,
+    /// Wrong passwords so far.
+    pub auth_failures: u32,
     /// Messages so far.
     pub messages: u32,
 }
@@ -64,6 +69,7 @@ pub(super) struct Transaction {
 pub(super) enum Next {
     Go,
     Data,
+    Auth,
     StartTls,
     /// Close; linger, because the client may still be talking.
     Close,
@@ -89,6 +95,8 @@ pub(super) struct Session<S> {
     pub tls: bool,
     /// Who the client has proved to be.
     pub user: Option<String>,
+    /// The exchange that AUTH has asked for.
+    pub auth: Option<Begun>,
     pub io: Io<S>,
     pub greeting: Option<Greeting>,
     pub transaction: Option<Transaction>,
@@ -105,6 +113,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             peer,
             tls,
             user: None,
+            auth: None,
             io: Io::new(stream),
             greeting: None,
             transaction: None,
@@ -132,7 +141,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Ok(Next::StartTls) => return Some((self.io.into_stream(), self.peer)),
             Ok(Next::Close) => self.io.close(patience, true).await,
             Ok(Next::Bye) => self.io.close(patience, false).await,
-            Ok(Next::Go | Next::Data | Next::Lost) => {}
+            Ok(Next::Go | Next::Data | Next::Auth | Next::Lost) => {}
             Err(error) => debug!(session = self.peer.id, %error, "connection lost"),
         }
         None
@@ -157,6 +166,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             if next == Next::Data {
                 next = self.data().await?;
             }
+            if next == Next::Auth {
+                next = Box::pin(self.authenticate()).await?;
+            }
             if self.peer.errors > self.shared.config.errors_max && next == Next::Go {
                 self.close("421 4.7.0", "Too many errors");
                 next = Next::Close;
@@ -174,7 +186,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     /// Writes what has gathered, then waits until the client says something.
-    async fn listen(&mut self) -> io::Result<Next> {
+    pub async fn listen(&mut self) -> io::Result<Next> {
         self.flush().await?;
         Ok(match self.wait().await {
             Woken::Input => Next::Go,
@@ -245,7 +257,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// Replies; a 5xx counts as the client's error.
     pub fn say(&mut self, reply: &str) -> Next {
         if reply.starts_with('5') {
-            self.peer.errors = self.peer.errors.saturating_add(1);
+            let admitted = self.shared.errors.admits(self.peer.key);
+            self.peer.errors = if admitted {
+                self.peer.errors.saturating_add(1)
+            } else {
+                u32::MAX
+            };
         }
         self.io.say(reply);
         Next::Go
@@ -277,8 +294,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Command::Noop => self.say("250 2.0.0 Ok"),
             Command::Vrfy => self.say("252 2.5.0 Cannot verify, but will take mail and try"),
             Command::Help => self.say(
-                "214 2.0.0 EHLO HELO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT STARTTLS; see RFC 5321",
+                "214 2.0.0 EHLO HELO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT STARTTLS AUTH; see RFC 5321",
             ),
+            Command::Auth(mechanism, initial) => self.begin_auth(mechanism, initial),
             Command::StartTls => self.start_tls(),
             Command::Quit => {
                 let reply = format!("221 2.0.0 {} Bye", self.shared.host);
@@ -310,12 +328,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         } else {
             ""
         };
+        let auth = self
+            .mechanisms()
+            .map_or_else(String::new, |names| format!("\r\n250-AUTH {names}"));
         let size = self.shared.config.message_bytes_max;
         let reply = format!(
-            "250-{host}\r\n250-PIPELINING\r\n250-SIZE {size}{starttls}\r\n250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n\
+            "250-{host}\r\n250-PIPELINING\r\n250-SIZE {size}{starttls}{auth}\r\n250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n\
              250-DSN\r\n250 SMTPUTF8"
         );
         self.say(&reply)
+    }
+
+    /// Those who may log in, if anybody may.
+    pub fn users(&self) -> Option<Arc<Users>> {
+        self.files.users.clone()
+    }
+
+    /// Why a sender is not taken, if the configuration asks who it is.
+    fn sender_refusal(&self, sender: &str) -> Option<&'static str> {
+        let config = &self.shared.config;
+        match &self.user {
+            None if config.auth_required => Some("530 5.7.0 Authentication required"),
+            Some(user) if config.auth_senders == Senders::Own => self
+                .users()
+                .is_none_or(|users| !users.may_send_as(user, sender))
+                .then_some("553 5.7.1 Not an address of yours"),
+            _ => None,
+        }
     }
 
     fn offers_tls(&self) -> bool {
@@ -341,6 +380,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         if self.transaction.is_some() {
             return self.say("503 5.5.1 Nested MAIL command");
+        }
+        if let Some(refusal) = self.sender_refusal(&mail.sender) {
+            return self.say(refusal);
         }
         if config
             .messages_max
@@ -380,6 +422,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         };
         if transaction.recipients.len() >= self.shared.config.recipients_max {
             return self.say("452 4.5.3 Too many recipients");
+        }
+        if !self.shared.recipients.admits(self.peer.key) {
+            return self.say("451 4.7.1 Too many recipients from you, slow down");
         }
         let bytes = RECIPIENT_BYTES + address.len() + rcpt.original.as_ref().map_or(0, String::len);
         if !transaction.grant.grow(bytes as u64) {

@@ -1,5 +1,6 @@
 //! TLS and authentication.
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use std::{io::Write, sync::Arc};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -224,6 +225,113 @@ async fn the_password_goes_over_verified_tls_in_either_way() {
         let rig = Rig::smarthost(&server, &format!("{}{auth}", required(&ca))).await;
         assert_eq!(rig.send(Message::to_bob()).await, [DELIVERED]);
         server.finish().await;
+    }
+}
+
+/// A server that knows SCRAM-SHA-256, and what it says instead of its signature if it lies.
+async fn scram_server(
+    password: &str,
+    lie: Option<&'static str>,
+) -> (std::net::SocketAddr, tokio::task::JoinHandle<String>) {
+    use pombo_proto::scram::{ClientFirst, Verifier};
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    let verifier = Verifier::with_iterations(password, 4096).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (read, mut write) = stream.into_split();
+        let mut lines = BufReader::new(read).lines();
+        let (mut heard, mut challenge) = (String::new(), None);
+        write.write_all(b"220 mx\r\n").await.unwrap();
+        while let Ok(Some(line)) = lines.next_line().await {
+            heard.push_str(&line);
+            heard.push('\n');
+            let decoded = BASE64
+                .decode(line.rsplit(' ').next().unwrap())
+                .unwrap_or_default();
+            let reply = if line.starts_with("EHLO") {
+                "250-mx\r\n250 AUTH PLAIN LOGIN SCRAM-SHA-256".to_owned()
+            } else if line.starts_with("AUTH SCRAM-SHA-256 ") {
+                let first = ClientFirst::parse(&decoded).unwrap();
+                assert_eq!(first.user(), "pombo");
+                let (asked, said) = first.challenge(&verifier).unwrap();
+                challenge = Some(asked);
+                format!("334 {}", BASE64.encode(said))
+            } else if let Some(asked) = challenge.take() {
+                match (asked.finish(&decoded), lie) {
+                    (Ok(signature), None) => format!("334 {}", BASE64.encode(signature)),
+                    (_, Some(lie)) => lie.to_owned(),
+                    (Err(_), None) => "535 5.7.8 wrong".to_owned(),
+                }
+            } else if line.is_empty() {
+                "235 2.7.0 welcome".to_owned()
+            } else if line == "DATA" {
+                write.write_all(b"354 go\r\n").await.unwrap();
+                while lines.next_line().await.unwrap().unwrap() != "." {}
+                "250 2.0.0 queued".to_owned()
+            } else {
+                "250 2.0.0 ok".to_owned()
+            };
+            if write
+                .write_all(format!("{reply}\r\n").as_bytes())
+                .await
+                .is_err()
+            {
+                break;
+            }
+        }
+        heard
+    });
+    (address, task)
+}
+
+#[tokio::test]
+async fn scram_is_preferred_and_proves_both_sides() {
+    for (password, lie, mechanism, expected) in [
+        ("secret", None, "auto", "0 relayed"),
+        ("secret", None, "scram-sha-256", "0 relayed"),
+        (
+            "other",
+            None,
+            "auto",
+            "0 deferred down 4.7.8 535 5.7.8 wrong",
+        ),
+        // Servers that do not know the password say that all is well.
+        (
+            "other",
+            Some("235 2.7.0 welcome"),
+            "auto",
+            "0 deferred down 4.7.8",
+        ),
+        (
+            "other",
+            Some("334 dj1BQUFB"),
+            "auto",
+            "0 deferred down 4.7.8",
+        ),
+    ] {
+        let (address, server) = scram_server(password, lie).await;
+        let more = format!(
+            "mechanism = \"{mechanism}\"\nallow_plaintext_auth = {}",
+            mechanism == "auto"
+        );
+        let (_file, auth) = auth("secret", &more);
+        let config = format!("route = {{ smarthost = \"{address}\" }}\n{auth}");
+        let lines = Rig::new(&config).await.send(Message::to_bob()).await;
+        let expected = if expected == "0 relayed" {
+            DELIVERED
+        } else {
+            expected
+        };
+        assert_begins(&lines, &[expected]);
+        let heard = server.await.unwrap();
+        assert_eq!(
+            heard.contains("MAIL FROM"),
+            expected == DELIVERED,
+            "{heard}"
+        );
+        assert!(!heard.contains("secret") && !heard.contains(&BASE64.encode("secret")));
     }
 }
 

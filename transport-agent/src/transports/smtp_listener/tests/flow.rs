@@ -143,6 +143,26 @@ async fn shutdown_cuts_off_what_will_not_end() {
     rig.each_finished_once();
 }
 
+#[test]
+fn the_service_waits_for_as_long_as_is_configured() {
+    let of = |seconds| {
+        let config = Config {
+            shutdown_timeout: Duration::from_secs(seconds),
+            ..config()
+        };
+        SmtpListener::new(config).unwrap().shutdown_max()
+    };
+    for seconds in [0, 10, 120] {
+        assert!(of(seconds) > Duration::from_secs(seconds));
+        assert!(of(seconds) < Duration::from_secs(seconds + 10));
+    }
+    let for_ever = Config {
+        shutdown_timeout: Duration::MAX,
+        ..config()
+    };
+    assert!(SmtpListener::new(for_ever).is_err());
+}
+
 #[tokio::test]
 async fn an_address_that_is_taken_is_named() {
     let rig = Rig::start(config()).await;

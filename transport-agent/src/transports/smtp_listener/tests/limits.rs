@@ -195,6 +195,35 @@ async fn rates_per_client_are_kept() {
 }
 
 #[tokio::test]
+async fn recipients_and_errors_per_client_are_kept_over_its_sessions() {
+    let rig = Rig::start(Config {
+        recipients_per_minute: NonZeroU32::new(3),
+        errors_per_minute: NonZeroU32::new(2),
+        ..config()
+    })
+    .await;
+    for (accepted, refused) in [(2, false), (1, true)] {
+        let mut client = rig.greeted().await;
+        client.say("MAIL FROM:<>", "250").await;
+        for _ in 0..accepted {
+            client.say("RCPT TO:<ann@example.org>", "250").await;
+        }
+        if refused {
+            client.say("RCPT TO:<ann@example.org>", "451 4.7.1").await;
+        }
+        // Those that are there already get the message.
+        client.say("DATA", "354").await;
+        client.say("x\r\n.", "250").await;
+    }
+    rig.greeted().await.say("NONSENSE", "500").await;
+    let mut client = rig.greeted().await;
+    client.say("NONSENSE", "500").await;
+    client.say("NONSENSE", "500").await;
+    client.expect("421 4.7.0 mx.example.org").await;
+    client.closed().await;
+}
+
+#[tokio::test]
 async fn all_sessions_together_keep_within_the_memory() {
     let mut rig = Rig::start(Config {
         memory_bytes_max: 400_000,
@@ -282,6 +311,61 @@ async fn a_silent_client_is_told_and_left() {
         .unwrap();
     assert_eq!(&reply, b"421 4.4.2");
     drip.await.unwrap();
+}
+
+/// Its permit is there for somebody else, long before the transfer's time is over.
+#[tokio::test]
+async fn a_client_that_only_drips_loses_its_permit() {
+    let config = Config {
+        data_rate_min: 1_000,
+        ..config()
+    };
+    let mut rig = Rig::start_looking_after(config, Duration::from_millis(100)).await;
+    let mut client = rig.greeted().await;
+    client.envelope().await;
+    let (read, write) = tokio::io::split(client.stream.into_inner());
+    let drips = tokio::spawn(drip(write, 10_000));
+    assert_eq!(rig.finished().await, Received::Nothing);
+    let mut client = super::Client::new(tokio::io::join(read, tokio::io::sink()));
+    client
+        .expect("421 4.4.2 mx.example.org Too slow, closing connection")
+        .await;
+    client.closed().await;
+    drips.abort();
+    rig.at_rest().await;
+    assert_eq!(rig.saved().len(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_was_fast_may_rest_and_without_a_rate_all_may() {
+    for (data_rate_min, first) in [(1_000, 100_000), (0, 1)] {
+        let config = Config {
+            data_rate_min,
+            ..config()
+        };
+        let mut rig = Rig::start_looking_after(config, Duration::from_millis(20)).await;
+        let mut client = rig.greeted().await;
+        client.envelope().await;
+        client.send(vec![b'a'; first]).await;
+        drip(&mut client.stream, 20).await;
+        client.send("\r\n.\r\n").await;
+        let id = queued(&client.reply().await);
+        assert_eq!(rig.finished().await, Received::Saved { id, more: false });
+    }
+}
+
+/// At less than a hundred bytes a second.
+async fn drip(mut stream: impl tokio::io::AsyncWrite + Unpin, bytes: usize) {
+    for _ in 0..bytes {
+        let write = async {
+            tokio::io::AsyncWriteExt::write_all(&mut stream, b"x").await?;
+            tokio::io::AsyncWriteExt::flush(&mut stream).await
+        };
+        if write.await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! A listener on a real socket, a spooler's side made of channels, and a client that reads transcripts.
 
+mod auth;
 mod data;
 mod drops;
 mod flow;
@@ -37,7 +38,7 @@ use tokio::{
 
 use super::{Config, SmtpListener};
 use crate::provider::{
-    Flow, Incoming, Received, Reception, ReceptionHandle, SaveError, Support, Transport,
+    Flow, Identity, Incoming, Received, Reception, ReceptionHandle, SaveError, Support, Transport,
 };
 
 /// Nothing in these tests takes longer; a test that waits so long has failed.
@@ -50,6 +51,8 @@ enum Save {
     Fail(SaveError),
     /// Takes one of these first, and fails when it is closed.
     Hold(Arc<Semaphore>),
+    /// Takes one of these, and fails.
+    HoldAndFail(Arc<Semaphore>, SaveError),
 }
 
 /// The spooler's side.
@@ -58,6 +61,7 @@ struct Fake {
     /// As many receptions as this has permits.
     permits: Arc<Semaphore>,
     save: Mutex<Save>,
+    tried: Mutex<Vec<Incoming>>,
     door: Mutex<DoorSequence>,
     references: AtomicU64,
     new_mails: AtomicUsize,
@@ -89,16 +93,25 @@ impl ReceptionHandle for Handle {
     async fn save_changes(&self, message: Incoming) -> Result<MessageId, SaveError> {
         assert!(self.record.reference.lock().unwrap().is_some());
         let save = self.fake.save.lock().unwrap().clone();
+        self.fake.tried.lock().unwrap().push(message.clone());
         match save {
             Save::Ok => {}
             Save::Fail(error) => return Err(error),
+            Save::HoldAndFail(gate, error) => {
+                gate.acquire().await.unwrap().forget();
+                return Err(error);
+            }
             Save::Hold(gate) => match gate.acquire().await {
                 Ok(permit) => permit.forget(),
                 Err(_) => return Err(SaveError::Unconfirmed("closed".to_owned())),
             },
         }
+        let identity = message.identity.clone();
         self.record.saved.lock().unwrap().push(message);
-        Ok(self.fake.door.lock().unwrap().issue(UnixMillis(1)))
+        match identity {
+            Identity::Again(id) => Ok(id),
+            _ => Ok(self.fake.door.lock().unwrap().issue(UnixMillis(1))),
+        }
     }
 
     fn is_cancelled(&self) -> bool {
@@ -177,13 +190,27 @@ impl Rig {
         rig
     }
 
+    /// One that looks at `data_rate_min` so early.
+    async fn start_looking_after(config: Config, rate_after: Duration) -> Self {
+        let mut listener = SmtpListener::new(config).unwrap();
+        listener.rate_after = rate_after;
+        let rig = Self::around(listener).await;
+        rig.listener.inbound(Flow::Begin).await;
+        rig
+    }
+
     /// Before BEGIN_INBOUND.
     async fn closed(config: Config) -> Self {
+        Self::around(SmtpListener::new(config).unwrap()).await
+    }
+
+    async fn around(listener: SmtpListener) -> Self {
         let (tell, finished) = mpsc::unbounded_channel();
         let fake = Arc::new(Fake {
             host: "mx.example.org".to_owned(),
             permits: Arc::new(Semaphore::new(100_000)),
             save: Mutex::new(Save::Ok),
+            tried: Mutex::default(),
             door: Mutex::default(),
             references: AtomicU64::new(2),
             new_mails: AtomicUsize::new(0),
@@ -192,7 +219,6 @@ impl Rig {
             finished: tell,
             cancel: watch::Sender::new(false),
         });
-        let listener = SmtpListener::new(config).unwrap();
         let support = Arc::new(FakeSupport(Arc::clone(&fake)));
         listener.logon(support).await.unwrap();
         Self {
@@ -240,6 +266,11 @@ impl Rig {
         let receptions = self.fake.receptions.lock().unwrap();
         let of = |record: &Arc<Record>| record.saved.lock().unwrap().clone();
         receptions.iter().flat_map(of).collect()
+    }
+
+    /// What SaveChanges was called with, saved or not.
+    fn tried(&self) -> Vec<Incoming> {
+        self.fake.tried.lock().unwrap().clone()
     }
 
     /// The content of the only message saved, without our trace field.

@@ -119,7 +119,7 @@ fn parameters_of_mail_are_understood() {
         ("MAIL FROM:<a@b> ENVID=+0D+0A", "501 5.5.4"),
         ("MAIL FROM:<a@b> ENVID=+", "501 5.5.4"),
         ("MAIL FROM:<a@b> SMTPUTF8=1", "501 5.5.4"),
-        ("MAIL FROM:<a@b> AUTH=<>", "555 5.5.4"),
+        ("MAIL FROM:<a@b> AUTH=", "501 5.5.4"),
         ("MAIL FROM:<a@b> HOLDFOR=10", "555 5.5.4"),
         ("MAIL FROM:<\u{e4}@b>", "553 5.6.7"),
     ] {
@@ -177,7 +177,8 @@ fn other_lines_get_the_right_code() {
         (b"NOOP \0", "500 5.5.2"),
         (b"RSET\rQUIT", "500 5.5.2"),
         (b"EXPN list", "502 5.5.1"),
-        (b"AUTH PLAIN", "502 5.5.1"),
+        (b"AUTH", "501 5.5.4"),
+        (b"AUTH PLAIN a b", "501 5.5.4"),
         (b"VRFY", "501 5.5.4"),
     ] {
         assert!(

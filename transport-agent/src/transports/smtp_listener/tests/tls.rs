@@ -12,13 +12,13 @@ use tokio_rustls::{
 use super::{super::config::Config, Client, Rig, config, queued};
 
 /// A listener with a certificate of its own, and a client's configuration that trusts it.
-struct Secured {
-    config: Config,
+pub(super) struct Secured {
+    pub(super) config: Config,
     connector: TlsConnector,
     _files: tempfile::TempDir,
 }
 
-fn secured() -> Secured {
+pub(super) fn secured() -> Secured {
     let made = rcgen::generate_simple_self_signed(vec!["mx.example.org".to_owned()]).unwrap();
     let files = tempfile::tempdir().unwrap();
     let (certificate, key) = (files.path().join("cert.pem"), files.path().join("key.pem"));
@@ -44,7 +44,7 @@ fn secured() -> Secured {
 }
 
 impl Secured {
-    async fn handshake(&self, stream: TcpStream) -> Client<TlsStream<TcpStream>> {
+    pub(super) async fn handshake(&self, stream: TcpStream) -> Client<TlsStream<TcpStream>> {
         let name = ServerName::try_from("mx.example.org").unwrap();
         Client::new(self.connector.connect(name, stream).await.unwrap())
     }

@@ -1,0 +1,508 @@
+//! Finds out what became of messages that an earlier holder may have submitted, before anybody submits them again.
+//!
+//! Every listed agent instance must answer Adopt, whatever it takes now (module `who`), or have lost its
+//! right to send: that is read from its row in the store, which the spoolers that answer it keep moving ([`crate::horizon`]), and
+//! not from its silence towards us. What an agent that is gone may have had is sent again and counted as in doubt; where doubt
+//! is held, only what was noted to be at its dot is in doubt, and waits for a person. An attempt that is found is
+//! ended by us with EndMessage, and recorded as if we had made it.
+//!
+//! A message may be found long after an agent that had it was given up for another one's sake. So the store remembers who was
+//! struck off, and when: whoever was it before the first tenure of which nothing is recorded ([`Job::unsure_since`]) never had the
+//! message, and of the others nobody can say that they did not. Two clocks are compared here, and only to count: an agent
+//! that had it wrote its last dot [`pombo_proto::right::MARGIN`] before it was struck off, so far they may be apart. Of a
+//! lease that is found again nobody knows since when its holder had it, so it counts from when the message was issued.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, WrapFuture};
+use pombo_proto::{
+    ids::Instance,
+    outcome::EndMessageFlag,
+    time::UnixMillis,
+    verbs::{Adopted, Refusal, Tenancy},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    config::Config,
+    dispatcher::{Dispatcher, EndTerm, Jobs, TakesAddresses},
+    horizon::Observed,
+    job::{Job, SessionKey},
+    recorder::{Conclude, Recorder},
+    router::Router,
+    session::{self, Session},
+    store::{ListedInstance, StoreThread, Suspect},
+    verdict::{AdoptedAttempt, Happened},
+};
+
+mod doubts;
+mod who;
+
+use doubts::{Doubt, Doubts, End, Knows, Next, Silent, Suspected};
+use who::Who;
+
+/// How often those that are under way are asked for again.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+/// Ids in one Adopt frame.
+const ASK_MAX: usize = 1_000;
+/// An agent that lives, by its row in the store, and has no session with us does not answer us: after so long somebody else may
+/// ask it, and the claim is given back, still in doubt.
+const STRANGER_MAX: Duration = Duration::from_secs(120);
+
+/// The agents that the store lists now.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Listed(pub Vec<ListedInstance>);
+
+/// A session with an instance stands.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Opened {
+    /// The agent's run.
+    pub instance: Instance,
+    /// Its session.
+    pub key: SessionKey,
+    /// Its transport.
+    pub transport: String,
+    /// Whom to ask.
+    pub addr: Addr<Session>,
+}
+
+/// The session with an instance is over.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Closed {
+    /// The agent's run.
+    pub instance: Instance,
+    /// Which of its sessions.
+    pub key: SessionKey,
+}
+
+/// Answers to Adopt.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Answers {
+    /// Who answers.
+    pub instance: Instance,
+    /// In which session.
+    pub key: SessionKey,
+    /// What.
+    pub answers: Vec<Adopted>,
+}
+
+/// EndMessage of an adopted attempt returned.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct AdoptedEnded {
+    /// Who answers.
+    pub instance: Instance,
+    /// Which message.
+    pub tenancy: Tenancy,
+    /// What it returned.
+    pub result: Result<EndMessageFlag, Refusal>,
+}
+
+/// The actor. Fed by the outbox, answered by sessions; hands on to the dispatcher or the recorder.
+pub struct Adoption {
+    config: Arc<Config>,
+    store: StoreThread,
+    observed: Observed,
+    dispatcher: Addr<Dispatcher>,
+    recorder: Addr<Recorder>,
+    who: Who,
+    sessions: HashMap<Instance, (SessionKey, Addr<Session>)>,
+    doubts: Doubts,
+    /// Messages for which the list of agents is being read.
+    beginning: usize,
+    term: u64,
+}
+
+impl Adoption {
+    /// Knows nobody yet.
+    pub fn new(
+        config: &Arc<Config>,
+        store: StoreThread,
+        dispatcher: Addr<Dispatcher>,
+        recorder: Addr<Recorder>,
+    ) -> Self {
+        let who = Who::new(Router::new(config.transport_order()));
+        Self {
+            config: config.clone(),
+            store,
+            observed: Observed::default(),
+            dispatcher,
+            recorder,
+            who,
+            sessions: HashMap::new(),
+            doubts: Doubts::new(config.spooler.attempt_max),
+            beginning: 0,
+            term: 0,
+        }
+    }
+
+    fn begin(&mut self, jobs: Vec<Job>, suspects: &[Suspect]) {
+        for job in jobs {
+            let has_session = |it| self.sessions.contains_key(&it);
+            let instances = self.who.suspects(&job, suspects, has_session);
+            info!(id = %job.id(), instances = instances.len(), "in doubt: asking who has it");
+            if let Some(settled) = self.doubts.begin(job, instances, Instant::now()) {
+                self.resolve(settled);
+            }
+        }
+        self.ask();
+    }
+
+    fn ask(&mut self) {
+        for (instance, tenancies) in self.doubts.questions() {
+            if let Some((_, addr)) = self.sessions.get(&instance) {
+                for some in tenancies.chunks(ASK_MAX) {
+                    addr.do_send(session::Adopt(some.to_vec()));
+                }
+            }
+        }
+    }
+
+    /// Who answers "under way" for too long is asked to return.
+    fn cancel_the_long(&mut self) {
+        for (instance, tenancy, transport) in self.doubts.poll_long(Instant::now()) {
+            if let Some((_, addr)) = self.sessions.get(&instance) {
+                warn!(id = %tenancy.id, transport, agent = %instance, "an adopted attempt takes too long: cancelled");
+                addr.do_send(session::CancelAdopted(tenancy));
+            }
+        }
+    }
+
+    /// Strikes off those that have lost their right to send, whether anything waits for them or not.
+    fn strike_the_gone(&mut self, ctx: &mut Context<Self>) {
+        let Silent { gone, missing } = self.doubts.handle_listed(&self.observed, Instant::now());
+        let gone = gone.into_iter().map(|(it, counter)| (it, Some(counter)));
+        let missing = missing.into_iter().map(|it| (it, None));
+        for (instance, counter) in gone.chain(missing) {
+            let (store, me) = (self.store.clone(), ctx.address());
+            actix::spawn(async move {
+                let look = move |store: &mut dyn crate::store::Store| {
+                    if counter.is_some() {
+                        store.strike_instance(UnixMillis::now(), instance, counter)?;
+                    }
+                    store.suspects(UnixMillis(0))
+                };
+                match store.call(look).await {
+                    Ok(all) => me.do_send(Ended(instance, End::of(instance, &all))),
+                    Err(error) => warn!(%error, "cannot strike off an agent"),
+                }
+            });
+        }
+    }
+
+    /// Gives back what waits for agents that talk only to others.
+    fn leave_to_others(&mut self) {
+        let sessions = &self.sessions;
+        let can_ask = |instance| sessions.contains_key(&instance);
+        for (job, transport) in self.doubts.take_strangers(STRANGER_MAX, can_ask) {
+            let id = job.id();
+            info!(id = %id, transport, "in doubt: an agent that lives has no session here, others may ask it");
+            let took = job.since.elapsed();
+            self.recorder.do_send(Conclude {
+                job,
+                happened: Happened::Unknown { transport },
+                doubt: true,
+                sessions: Vec::new(),
+                spent: None,
+                took,
+            });
+        }
+    }
+
+    fn resolve_settled(&mut self) {
+        for doubt in self.doubts.take_settled() {
+            self.resolve(doubt);
+        }
+    }
+
+    fn resolve(&mut self, doubt: Doubt) {
+        let Doubt {
+            mut job, instances, ..
+        } = doubt;
+        job.doubt = false;
+        let now = UnixMillis::now();
+        let note = std::mem::take(&mut job.note);
+        let mut dot = note.dot;
+        let trial = note.alone;
+        let mut died_alone =
+            trial.is_some_and(|it| it.has_killed_its_spooler(job.tenure.fence(), job.deaths));
+        // Whatever was before has been found, or is counted.
+        job.unsure_since = now;
+        let (mut found, mut sessions, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+        let mut died = false;
+        let mut could_have = self.who.lost(&job, &instances);
+        for (instance, Suspected { transport, knows }) in instances {
+            debug!(id = %job.id(), agent = %instance, transport, ?knows, "in doubt: found out");
+            match knows {
+                Knows::Done { result, session } => {
+                    job.progress
+                        .note(now, "adopted", format!("an attempt by {transport}"));
+                    // It has a result: no doubt about that one.
+                    dot = dot.filter(|it| it.instance != instance);
+                    found.push(AdoptedAttempt { transport, result });
+                    sessions.push(session);
+                }
+                lost_as @ (Knows::Gone | Knows::Struck) => {
+                    let recipients = could_have.remove(&instance).unwrap_or_default();
+                    let tried_alone = trial.is_some_and(|it| it.was_by(instance));
+                    // Whoever had been struck off before may have died of another message: no death of this one.
+                    let with_it = matches!(lost_as, Knows::Gone)
+                        && !recipients.is_empty()
+                        && self.who.takes_it(instance, &transport, &job);
+                    died |= tried_alone || with_it;
+                    died_alone |= tried_alone;
+                    lost.push((transport, recipients));
+                }
+                _ => {}
+            }
+        }
+        job.deaths += u32::from(died);
+        // Where doubt is held, what was not noted was not sent.
+        lost.retain(|(transport, _)| !self.config.holds_doubt(transport));
+        mark_in_doubt(&mut job, &lost, now);
+        let happened = if let Some(dot) = dot {
+            count_in_doubt(&dot.transport, dot.considered.len());
+            Happened::LostAtTheDot {
+                transport: dot.transport,
+                considered: dot.considered,
+                found,
+            }
+        } else if died_alone {
+            let deaths = job.deaths;
+            let reason =
+                format!("whoever had it died {deaths} times, the last time it was tried alone");
+            warn!(id = %job.id(), deaths, "dead: tried alone, and that died again");
+            Happened::Deadly { reason, found }
+        } else if found.is_empty() {
+            self.dispatcher.do_send(Jobs(vec![job]));
+            return;
+        } else {
+            Happened::Adopted(found)
+        };
+        let took = job.since.elapsed();
+        self.recorder.do_send(Conclude {
+            job,
+            happened,
+            doubt: false,
+            sessions,
+            spent: None,
+            took,
+        });
+    }
+}
+
+/// Each recipient once, however many agents are lost.
+fn mark_in_doubt(job: &mut Job, lost: &[(String, Vec<usize>)], now: UnixMillis) {
+    let mut marked: BTreeMap<&str, usize> = BTreeMap::new();
+    for (index, progress) in job.progress.recipients.iter_mut().enumerate() {
+        let mut lost = lost.iter();
+        if let Some((transport, _)) = lost.find(|(_, had)| had.contains(&index)) {
+            progress.in_doubt = true;
+            *marked.entry(transport).or_default() += 1;
+        }
+    }
+    for (transport, marked) in marked {
+        count_in_doubt(transport, marked);
+        let detail = format!("an agent of {transport} was lost; {marked} may have been sent to");
+        job.progress.note(now, "indoubt", detail);
+    }
+}
+
+/// Recipients that may have been sent to, by attempts whose results nobody will learn.
+fn count_in_doubt(transport: &str, recipients: usize) {
+    metrics::counter!("pombo_in_doubt_total", "transport" => transport.to_owned())
+        .increment(recipients as u64);
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Ended(Instance, End);
+
+impl Handler<Ended> for Adoption {
+    type Result = ();
+
+    fn handle(&mut self, Ended(instance, end): Ended, _: &mut Self::Context) {
+        let waited = self.doubts.handle_end(instance, end);
+        if waited > 0 {
+            match end {
+                End::Struck => {
+                    warn!(agent = %instance, messages = waited, "an agent is gone: it has lost its right to send");
+                }
+                End::LoggedOff => {
+                    info!(agent = %instance, messages = waited, "an agent that was asked has logged off");
+                }
+                End::Listed => {}
+            }
+        }
+        self.resolve_settled();
+    }
+}
+
+impl Handler<Listed> for Adoption {
+    type Result = ();
+
+    fn handle(&mut self, Listed(listed): Listed, ctx: &mut Self::Context) {
+        self.observed.handle_listed(&listed, Instant::now());
+        self.strike_the_gone(ctx);
+    }
+}
+
+impl Actor for Adoption {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(ASK_EVERY, |this, _| {
+            this.leave_to_others();
+            this.cancel_the_long();
+            this.ask();
+        });
+    }
+}
+
+impl Handler<Jobs> for Adoption {
+    type Result = ();
+
+    fn handle(&mut self, Jobs(jobs): Jobs, ctx: &mut Self::Context) {
+        let (store, term) = (self.store.clone(), self.term);
+        let unsure = jobs.iter().map(|job| job.unsure_since).min();
+        let since = unsure.unwrap_or_default();
+        let asking = async move {
+            loop {
+                match store.call(move |store| store.suspects(since)).await {
+                    Ok(suspects) => return suspects,
+                    Err(error) => warn!(%error, "cannot read the list of agents"),
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let count = jobs.len();
+        self.beginning += count;
+        let begun = asking.into_actor(self).map(move |suspects, this, _| {
+            this.beginning -= count;
+            if this.term == term {
+                this.begin(jobs, &suspects);
+            }
+        });
+        ctx.spawn(begun);
+    }
+}
+
+impl Handler<Answers> for Adoption {
+    type Result = ();
+
+    fn handle(
+        &mut self,
+        Answers {
+            instance,
+            key,
+            answers,
+        }: Answers,
+        _: &mut Self::Context,
+    ) {
+        for answer in answers {
+            match self.doubts.handle_answer(instance, key, answer) {
+                Next::Wait => {}
+                Next::End(tenancy, reference) => {
+                    if let Some((_, addr)) = self.sessions.get(&instance) {
+                        addr.do_send(session::EndAdopted { tenancy, reference });
+                    }
+                }
+                Next::Lost(id) => {
+                    info!(id = %id, "lost: an agent has seen a higher fence");
+                    self.dispatcher.do_send(crate::dispatcher::Forget(id));
+                }
+            }
+        }
+        self.resolve_settled();
+    }
+}
+
+impl Handler<AdoptedEnded> for Adoption {
+    type Result = ();
+
+    fn handle(&mut self, ended: AdoptedEnded, _: &mut Self::Context) {
+        let AdoptedEnded {
+            instance,
+            tenancy,
+            result,
+        } = ended;
+        self.doubts.handle_ended(instance, tenancy.id, result);
+        self.resolve_settled();
+    }
+}
+
+impl Handler<Opened> for Adoption {
+    type Result = ();
+
+    fn handle(&mut self, opened: Opened, _: &mut Self::Context) {
+        self.sessions
+            .insert(opened.instance, (opened.key, opened.addr));
+        self.ask();
+    }
+}
+
+impl Handler<Closed> for Adoption {
+    type Result = ();
+
+    fn handle(&mut self, Closed { instance, key }: Closed, _: &mut Self::Context) {
+        if self.sessions.get(&instance).is_none_or(|it| it.0 != key) {
+            // Its successor stands already.
+            return;
+        }
+        self.sessions.remove(&instance);
+        self.doubts.handle_session_over(instance);
+        if self.who.only_brings(instance) {
+            self.doubts.let_go(instance);
+            self.resolve_settled();
+        }
+    }
+}
+
+impl Handler<TakesAddresses> for Adoption {
+    type Result = ();
+
+    fn handle(&mut self, takes: TakesAddresses, _: &mut Self::Context) {
+        let TakesAddresses {
+            instance,
+            transport,
+            types,
+        } = takes;
+        let sessions = &self.sessions;
+        let has_session = |it| sessions.contains_key(&it);
+        self.who
+            .handle_word(instance, &transport, &types, has_session);
+    }
+}
+
+impl Handler<EndTerm> for Adoption {
+    type Result = ();
+
+    fn handle(&mut self, _: EndTerm, _: &mut Self::Context) {
+        self.term += 1;
+        self.doubts.clear();
+        self.sessions.clear();
+        // Nobody could be answered meanwhile. Agents that come back with us are not to be struck off before they can say so.
+        self.observed = Observed::default();
+    }
+}
+
+/// How many doubts are open; a bound for claims.
+#[derive(Message)]
+#[rtype(result = "usize")]
+pub struct OpenDoubts;
+
+impl Handler<OpenDoubts> for Adoption {
+    type Result = usize;
+
+    fn handle(&mut self, _: OpenDoubts, _: &mut Self::Context) -> usize {
+        self.doubts.len() + self.beginning
+    }
+}

@@ -1,0 +1,158 @@
+//! An attempt whose session is gone: what was found of it, what is in doubt, and what kills.
+
+use super::*;
+
+fn adopted(transport: &str, result: SubmitResult) -> AdoptedAttempt {
+    AdoptedAttempt {
+        transport: transport.to_owned(),
+        result: AttemptResult {
+            result,
+            end: None,
+            statuses: Vec::new(),
+        },
+    }
+}
+
+fn of(recipient: u32, outcome: Outcome) -> RecipientOutcome {
+    RecipientOutcome {
+        recipient: RecipientIndex(recipient),
+        outcome,
+    }
+}
+
+#[test]
+fn a_lost_session_is_tried_again_or_held() {
+    let fixture = Fixture::new(2);
+    let lost = |in_doubt, hold| {
+        let happened = Happened::SessionLost {
+            transport: FIRST.to_owned(),
+            considered: vec![RecipientIndex(0)],
+            in_doubt,
+            hold,
+        };
+        fixture.decide(fixture.fresh(), happened)
+    };
+    let verdict = lost(false, true);
+    assert!(waiting(&verdict).again_now && !verdict.progress.recipients[0].in_doubt);
+    let verdict = lost(true, false);
+    assert!(waiting(&verdict).again_now && verdict.progress.recipients[0].in_doubt);
+    assert!(!verdict.progress.recipients[1].in_doubt);
+    assert!(matches!(
+        lost(true, true).disposition,
+        Disposition::Held { .. }
+    ));
+    // In doubt stays in doubt.
+    let verdict = fixture.attempt(verdict.progress, ok([delivered(), delivered()]), SENT);
+    assert!(verdict.progress.recipients[0].in_doubt);
+}
+
+#[test]
+fn what_was_lost_at_its_dot_is_held_unless_its_results_were_found() {
+    let fixture = Fixture::new(2);
+    let lost = |found: Vec<AdoptedAttempt>| {
+        let happened = Happened::LostAtTheDot {
+            transport: FIRST.to_owned(),
+            considered: vec![RecipientIndex(0)],
+            found,
+        };
+        fixture.decide(fixture.fresh(), happened)
+    };
+    let verdict = lost(Vec::new());
+    assert!(matches!(verdict.disposition, Disposition::Held { .. }));
+    let doubts = |verdict: &Verdict| {
+        let all = verdict.progress.recipients.iter();
+        all.map(|it| it.in_doubt).collect::<Vec<_>>()
+    };
+    assert_eq!(doubts(&verdict), [true, false]);
+    assert_eq!(verdict.progress.in_doubt(), 1);
+    assert!(verdict.reports.is_empty());
+
+    let found = |outcomes| AdoptedAttempt {
+        transport: FIRST.to_owned(),
+        result: AttemptResult {
+            result: ok(outcomes),
+            end: SENT,
+            statuses: Vec::new(),
+        },
+    };
+    let verdict = lost(vec![found([delivered(), deferred()])]);
+    assert!(matches!(verdict.disposition, Disposition::Waiting(_)));
+    assert_eq!(doubts(&verdict), [false, false]);
+    let verdict = lost(vec![found([deferred(), delivered()])]);
+    assert!(matches!(verdict.disposition, Disposition::Held { .. }));
+    assert_eq!(doubts(&verdict), [true, false]);
+    // A person released it, and it was delivered: nothing is left to doubt, though it may have been delivered twice.
+    let verdict = fixture.attempt(verdict.progress, ok([delivered(), delivered()]), SENT);
+    assert!(matches!(verdict.disposition, Disposition::Finished));
+    assert_eq!(verdict.progress.in_doubt(), 0);
+}
+
+#[test]
+fn what_was_deadly_alone_is_dead_unless_it_was_delivered() {
+    let fixture = Fixture::new(1);
+    let deadly = |found: Vec<AdoptedAttempt>| {
+        let happened = Happened::Deadly {
+            reason: "it kills".to_owned(),
+            found,
+        };
+        fixture.decide(fixture.fresh(), happened)
+    };
+    let dead = |verdict: &Verdict| matches!(&verdict.disposition, Disposition::Dead { reason } if reason == "it kills");
+    assert!(dead(&deadly(Vec::new())));
+    let found = |outcome| {
+        let result = AttemptResult {
+            result: ok([outcome]),
+            end: SENT,
+            statuses: Vec::new(),
+        };
+        vec![AdoptedAttempt {
+            transport: FIRST.to_owned(),
+            result,
+        }]
+    };
+    assert!(dead(&deadly(found(deferred()))));
+    let verdict = deadly(found(delivered()));
+    assert!(matches!(verdict.disposition, Disposition::Finished));
+}
+
+/// The attempt was about one of two recipients: the other one was never offered to anybody.
+#[test]
+fn an_adopted_attempt_says_nothing_of_whom_it_does_not_name() {
+    let fixture = Fixture::new(2);
+    let result = SubmitResult::Ok(vec![of(0, delivered())]);
+    let happened = Happened::Adopted(vec![adopted(FIRST, result)]);
+    let verdict = fixture.decide(fixture.fresh(), happened);
+    let [first, second] = verdict.progress.recipients.as_slice() else {
+        panic!("two recipients");
+    };
+    assert!(matches!(first.state, RecipientState::Delivered(_)));
+    assert!(matches!(second.state, RecipientState::Pending { .. }));
+    assert!(second.passed.is_empty());
+}
+
+#[test]
+fn of_several_adopted_attempts_all_count() {
+    let fixture = Fixture::new(1);
+    let deferred = Outcome::Deferred {
+        diagnosis: diagnosis(),
+        destination_down: false,
+    };
+    let stale = adopted(FIRST, SubmitResult::Ok(vec![of(0, deferred)]));
+    let sent = adopted(SECOND, SubmitResult::Ok(vec![of(0, delivered())]));
+    for attempts in [[stale.clone(), sent.clone()], [sent, stale]] {
+        let happened = Happened::Adopted(attempts.to_vec());
+        let verdict = fixture.decide(fixture.fresh(), happened);
+        assert_eq!(verdict.disposition, Disposition::Finished);
+    }
+}
+
+#[test]
+fn an_adopted_attempt_that_did_nothing_passes_nobody_on() {
+    let fixture = Fixture::new(1);
+    for result in [SubmitResult::NotMe, SubmitResult::Busy] {
+        let happened = Happened::Adopted(vec![adopted(FIRST, result)]);
+        let verdict = fixture.decide(fixture.fresh(), happened);
+        assert!(verdict.progress.recipients[0].passed.is_empty());
+        assert!(matches!(verdict.disposition, Disposition::Waiting(it) if it.again_now));
+    }
+}

@@ -1,0 +1,94 @@
+//! A rolling upgrade: processes of two neighbouring protocol versions work side by side.
+
+use std::time::Duration;
+
+use pombo_tests::{Installation, eventually, installation::Agent, mail::Mail};
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_of_the_next_version_sends_and_receives_for_todays_spooler() -> anyhow::Result<()>
+{
+    let mut pombo = Installation::builder()
+        .agent(
+            Agent::neighbour("next")
+                .line("addresses = [\"SMTP:*@next.example\"]")
+                .delivers(),
+        )
+        .agent(Agent::scripted("today").line("addresses = [\"SMTP:*@today.example\"]"))
+        .start()
+        .await?;
+    pombo.has_sessions(2, SOON).await;
+
+    // Out through both, in one message.
+    let to = ["ok+1@next.example", "ok+2@today.example"];
+    let id = pombo.submit(&[], &to, &Mail::new()).await;
+    pombo.in_state(&id, "finished", SOON).await;
+    for agent in ["next", "today"] {
+        pombo
+            .journal(agent)
+            .wait_for(SOON, "submit", 1, |_| true)
+            .await;
+    }
+
+    // In through the newer one, and out through the older.
+    let mail = Mail::new();
+    pombo.incoming(
+        "next",
+        "ok",
+        "carol@next.example",
+        &["ok+in@today.example"],
+        &mail.bytes(),
+    );
+    pombo
+        .journal("today")
+        .wait_for(SOON, "submit", 2, |_| true)
+        .await;
+
+    // They agreed on what both speak, and nobody wrote what the other cannot read.
+    for agent in ["next", "today"] {
+        let opened = pombo
+            .agent(agent)
+            .wait_for_log("session opened", SOON)
+            .await;
+        assert!(opened.contains("version=1 "), "{opened}");
+    }
+    for service in pombo.spoolers() {
+        assert_eq!(service.metric("pombo_link_unreadable_total").await?, 0.0);
+    }
+    for service in pombo.agents() {
+        assert_eq!(service.metric("pombo_link_unreadable_total").await?, 0.0);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_flows_while_an_agent_is_replaced_by_its_next_version() -> anyhow::Result<()> {
+    let mut pombo = Installation::builder()
+        .spoolers(2)
+        .agent(Agent::scripted("old").transport("own"))
+        .start()
+        .await?;
+    pombo.has_sessions(2, SOON).await;
+    let before = pombo.submit(&[], &["ok+1@a.example"], &Mail::new()).await;
+    pombo.in_state(&before, "finished", SOON).await;
+
+    pombo.add_agent(Agent::neighbour("new").transport("own"))?;
+    pombo.agent("new").ready(SOON).await?;
+    pombo.has_sessions(4, SOON).await;
+    assert_eq!(pombo.agent("old").terminate_and_wait(SOON).await?, 0);
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        let to = format!("ok+{n}@b.example");
+        ids.push(pombo.submit(&[], &[&to], &Mail::new()).await);
+    }
+    for id in &ids {
+        pombo.in_state(id, "finished", SOON).await;
+    }
+    eventually(SOON, "all went through the newer agent", || async {
+        let sent = pombo.journal("new").all("submit").len();
+        if sent == ids.len() { Ok(()) } else { Err(sent) }
+    })
+    .await;
+    Ok(())
+}
