@@ -207,7 +207,9 @@ impl Round {
             match self.job(row) {
                 Ok(job) if job.doubt => doubtful.push(job),
                 Ok(job) => sure.push(job),
-                Err(write) => self.store.commit(*write, |_| {}),
+                Err(write) => {
+                    actix::spawn(bury(self.store.clone(), *write));
+                }
             }
         }
         if !doubtful.is_empty() {
@@ -268,6 +270,21 @@ impl Round {
                 }))
             }
         }
+    }
+}
+
+/// Until it is written down, or somebody else has the row: it would stay claimed, and nobody would look at it.
+async fn bury(store: StoreThread, write: Write) {
+    loop {
+        let writes = [write.clone()];
+        let buried = store
+            .call(move |store| store.commit(UnixMillis::now(), &writes))
+            .await;
+        match buried {
+            Ok(_) => return,
+            Err(error) => warn!(%error, "cannot write down that a row cannot be read"),
+        }
+        tokio::time::sleep(DUE_AGAIN).await;
     }
 }
 

@@ -22,7 +22,7 @@ use pombo_proto::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    adoption::Adoption,
+    adoption::{self, Adoption},
     config::Config,
     control::{AnswerAs, Asked, Control},
     dispatcher::{BeginTerm, Dispatcher, EndTerm, LeaseEnded, Leases},
@@ -218,6 +218,7 @@ impl Switchboard {
                     Ok(())
                 };
                 parts.health.set("broker-alarm", state);
+                parts.adoption.do_send(adoption::Blocked(blocked));
                 for open in self.sessions.values() {
                     open.addr.do_send(session::Blocked(blocked));
                 }

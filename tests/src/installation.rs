@@ -79,7 +79,7 @@ impl Default for Builder {
             log_filter: "info,pombo=debug,pombo_proto=debug,pombo_spooler=debug,pombo_agent=debug"
                 .into(),
             environment: Vec::new(),
-            ready_limit: Duration::from_secs(60),
+            ready_limit: Duration::from_secs(180),
         }
     }
 }

@@ -20,19 +20,15 @@ async fn ledger(pombo: &Installation, patience: &str) -> (i32, Value) {
     let output = pombo
         .pombo(&["--json", "--patience", patience, "ledger"])
         .await;
+    // Nothing if no spooler answered.
     let ledger = serde_json::from_str(&output.stdout);
-    (
-        output.code,
-        ledger.unwrap_or_else(|e| panic!("{e}: {output:?}")),
-    )
+    (output.code, ledger.unwrap_or_default())
 }
 
 /// A column, over all doors.
 fn of_doors(ledger: &Value, column: &str) -> u64 {
-    let accounts = ledger["accounts"].as_array().expect("accounts");
-    let doors = accounts
-        .iter()
-        .filter(|row| row["account"].as_str().is_some_and(|it| it.len() == 8));
+    let accounts = ledger["accounts"].as_array().into_iter().flatten();
+    let doors = accounts.filter(|row| row["account"].as_str().is_some_and(|it| it.len() == 8));
     doors.filter_map(|row| row[column].as_u64()).sum()
 }
 
@@ -115,7 +111,7 @@ async fn it_names_what_was_taken_out_of_the_broker_until_a_person_writes_it_off(
         ids.push(pombo.submit(&[], &[&to], &Mail::new()).await);
     }
     eventually(SOON, "a ledger in which three move", || async {
-        let (code, ledger) = ledger(&pombo, "2s").await;
+        let (code, ledger) = ledger(&pombo, "5s").await;
         let moving = of_doors(&ledger, "moving");
         if code == 0 && moving == 3 && ledger["ready"] == 3 {
             Ok(())
@@ -135,10 +131,15 @@ async fn it_names_what_was_taken_out_of_the_broker_until_a_person_writes_it_off(
     let id: MessageId = id.as_str().parse().map_err(|_| anyhow::anyhow!("no id"))?;
     assert!(ids.contains(&id.to_string()));
     let number = DoorNumber::of(id).context("a number")?.to_string();
-    let (code, ledger_now) = ledger(&pombo, "1s").await;
-    assert_eq!(code, 1, "{ledger_now:#}");
-    assert_eq!(ledger_now["moving"], 3, "{ledger_now:#}");
-    assert_eq!(ledger_now["ready"], 2, "{ledger_now:#}");
+    eventually(SOON, "two of three are ready", || async {
+        let (code, ledger) = ledger(&pombo, "5s").await;
+        if code == 1 && ledger["moving"] == 3 && ledger["ready"] == 2 {
+            Ok(())
+        } else {
+            Err(format!("{code} {ledger:#}"))
+        }
+    })
+    .await;
 
     // Once somebody takes the others, it is known which one it is.
     pombo.add_agent(Agent::smtp("out").smarthost(world.address()))?;
@@ -149,7 +150,7 @@ async fn it_names_what_was_taken_out_of_the_broker_until_a_person_writes_it_off(
         })
         .await;
     eventually(LONG, "its number", || async {
-        let (code, ledger) = ledger(&pombo, "1s").await;
+        let (code, ledger) = ledger(&pombo, "5s").await;
         let named = ledger["missing"] == serde_json::json!([number]);
         if code == 1 && named && ledger["missing_count"] == 1 && of_doors(&ledger, "delivered") == 2
         {
@@ -180,7 +181,7 @@ async fn it_names_what_was_taken_out_of_the_broker_until_a_person_writes_it_off(
         .await
         .succeeds();
     eventually(SOON, "a ledger that closes", || async {
-        let (code, ledger) = ledger(&pombo, "2s").await;
+        let (code, ledger) = ledger(&pombo, "5s").await;
         if code == 0 && of_doors(&ledger, "accepted") == 2 {
             Ok(())
         } else {
@@ -211,7 +212,7 @@ async fn reports_and_derived_ids_have_accounts_of_their_own() -> anyhow::Result<
             .await;
     }
     eventually(LONG, "both accounts", || async {
-        let (code, ledger) = ledger(&pombo, "2s").await;
+        let (code, ledger) = ledger(&pombo, "5s").await;
         let account = |name: &str| {
             let rows = ledger["accounts"].as_array();
             rows.and_then(|rows| rows.iter().find(|row| row["account"] == name).cloned())

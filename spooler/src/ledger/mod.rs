@@ -205,13 +205,22 @@ impl Ledger {
             match seen {
                 Ok(Seen::Audited(observation)) => this.audited(&observation),
                 Ok(Seen::Books(accounts)) => {
-                    this.auditor = false;
+                    this.leave_to_others();
                     this.show(&accounts);
                 }
                 Err(error) => debug!(%error, "the ledger cannot be read"),
             }
         });
         ctx.spawn(seen);
+    }
+
+    /// Somebody else audits: what this one has found says nothing any more.
+    fn leave_to_others(&mut self) {
+        if std::mem::take(&mut self.auditor) {
+            metrics::gauge!("pombo_ledger_missing").set(0.0);
+            metrics::gauge!("pombo_ledger_unsound").set(0.0);
+            self.told = Audited::default();
+        }
     }
 
     fn audited(&mut self, seen: &Observation) {
@@ -372,6 +381,9 @@ impl Handler<AuditAs> for Ledger {
 
     fn handle(&mut self, AuditAs(term): AuditAs, _: &mut Self::Context) {
         self.term = term;
+        if term.is_none() {
+            self.leave_to_others();
+        }
     }
 }
 

@@ -225,9 +225,11 @@ impl Session {
     /// FlushQueues: a transport that is polled is asked at once.
     pub(super) fn flush_queues(&mut self, flush: Flush) {
         self.say(Verb::FlushQueues(flush));
-        let answered = |(correlation, _): (Correlation, Instant)| correlation == Correlation(0);
-        if flush.download && self.polled.is_some_and(answered) {
-            self.polled = None;
+        match self.polled {
+            Some((Correlation(0), _)) if flush.download => self.polled = None,
+            // Its answer may be older than what is waited for.
+            Some(_) if flush.download => self.poll_again = true,
+            _ => {}
         }
         if self.life == Life::Open {
             self.poll_and_idle();
@@ -263,7 +265,8 @@ impl Session {
         let asked = self.polled.filter(|(asked, _)| *asked == correlation);
         let Some((_, at)) = asked else { return };
         // Answered: the next one is due an interval after this one was asked.
-        self.polled = Some((Correlation(0), at));
+        let again = std::mem::take(&mut self.poll_again);
+        self.polled = (!again).then_some((Correlation(0), at));
         if incoming > 0 {
             self.parts
                 .reception

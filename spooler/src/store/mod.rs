@@ -448,8 +448,8 @@ pub trait Store: Send {
 
     /// One step of some hundred milliseconds; [`Pruned::more`] says whether another is to follow.
     ///
-    /// Drops parts that are older than `before` (a day) and hold nothing unfinished; finished derived ids, which share one
-    /// part, by their age and in bounded steps. Doors into whose accounts nothing was entered since two days before that, and
+    /// Drops what had its last change before `before` (a day), in parts that are older than that and hold nothing unfinished;
+    /// finished derived ids, which share one part, by their age and in bounded steps. Doors into whose accounts nothing was entered since two days before that, and
     /// of which nothing waits, are forgotten. So are agents that were struck off before that day, but none that
     /// could have had what still waits: a message that such an agent had was issued before it was struck off, so it lies in one of
     /// those parts, or it has outlived its life wherever it is.

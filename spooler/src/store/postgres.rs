@@ -42,7 +42,7 @@ use tokio_postgres::error::SqlState;
 
 use super::{
     Change, ClaimRequest, Claimed, Counts, DoorReport, Error, ListedInstance, Member, Place,
-    Pruned, Row, Slice, Store, Suspect, Write, Written, tally,
+    Pruned, Row, Slice, Store, Suspect, Write, Written, stored::PartStep, tally,
 };
 
 mod chores;
@@ -404,15 +404,18 @@ impl Store for Postgres {
         let mut pruned = Pruned::default();
         // A transaction for each part: other processes get their turn between them.
         for part in self.ask(async |session, _| parts::older_than(session, before).await)? {
-            let dropped = self.run(SCHEMA_PATIENCE, async |session, memory| {
-                parts::drop_if_done(session, memory, part).await
+            let step = self.run(SCHEMA_PATIENCE, async |session, memory| {
+                parts::prune(session, memory, part, before).await
             })?;
-            pruned.parts += u32::from(dropped);
+            pruned.parts += u32::from(step == PartStep::Dropped);
+            pruned.more |= step == PartStep::Shrunk;
         }
         let prune = async |session: &mut Session, _: &mut Memory| {
             parts::prune_derived(session, before).await
         };
-        (pruned.derived, pruned.more) = self.ask(prune)?;
+        let (derived, more) = self.ask(prune)?;
+        pruned.derived = derived;
+        pruned.more |= more;
         pruned.struck =
             self.ask(async |session, _| members::forget_struck(session, before).await)?;
         let before = tally::forgotten_before(before);

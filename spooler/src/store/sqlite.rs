@@ -31,7 +31,7 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 use super::{
     Change, ClaimRequest, Claimed, Counts, DoorReport, Error, ListedInstance, Member, Place,
-    Pruned, Row, Slice, Store, Suspect, Write, Written, tally,
+    Pruned, Row, Slice, Store, Suspect, Write, Written, stored::PartStep, tally,
 };
 
 mod chores;
@@ -272,12 +272,9 @@ impl Store for Sqlite {
 
     fn prune(&mut self, before: u32) -> Result<Pruned, Error> {
         let mut pruned = Pruned::default();
-        for part in self.read(|scope| parts::done_before(scope, before))? {
-            match self.write(|scope, _| parts::prune(scope, part))? {
-                parts::Step::Stays => continue,
-                parts::Step::Shrunk => {}
-                parts::Step::Dropped => pruned.parts = 1,
-            }
+        if let Some(part) = self.read(|scope| parts::ripe_before(scope, before))? {
+            let step = self.write(|scope, _| parts::prune(scope, part, before))?;
+            pruned.parts = u32::from(step == PartStep::Dropped);
             pruned.more = true;
             return Ok(pruned);
         }

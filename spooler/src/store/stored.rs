@@ -38,6 +38,17 @@ pub(super) const IN_DOUBT: i64 = 16;
 pub(super) const UNDATED: u32 = 0;
 /// At most this many finished rows go in one call of prune (about a second on a slow disk).
 pub(super) const PRUNED_MAX: usize = 20_000;
+/// What one step of pruning did to a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PartStep {
+    /// Something in it is unfinished, nothing in it is old enough, or another process was quicker.
+    Stays,
+    /// Some of its rows are gone; there may be more.
+    Shrunk,
+    /// It is gone.
+    Dropped,
+}
+
 /// The unit of parts.
 pub(super) const DAY_MS: i64 = 86_400_000;
 

@@ -15,9 +15,8 @@ fn a_part_is_dropped_once_it_is_old_and_nothing_in_it_is_unfinished() {
     let file = Shared::new();
     let (mut store, me) = file.joined();
     let (old, stuck, today) = (file.id_at(days_ago(9)), file.id_at(days_ago(8)), file.id());
-    for id in [old, today] {
-        store.one(record(id, 0, me, finished()));
-    }
+    store.finish_at(days_ago(9), old, 0, me);
+    store.finish_at(NOW, today, 0, me);
     store.moved(stuck, waiting(NOW));
     let before = days_ago(7).day();
     let one = Pruned {
@@ -32,9 +31,32 @@ fn a_part_is_dropped_once_it_is_old_and_nothing_in_it_is_unfinished() {
 
     store.claim_all(me);
     assert_eq!(prune(&mut store, before), Pruned::default());
-    store.one(record(stuck, 1, me, finished()));
+    store.finish_at(days_ago(8), stuck, 1, me);
     assert_eq!(prune(&mut store, before), one);
     assert_eq!(file.dated_parts(), 1);
+}
+
+#[test]
+fn what_was_held_for_longer_than_history_is_kept_is_in_it_from_its_end() {
+    let file = Shared::new();
+    let (mut store, me) = file.joined();
+    let (prompt, held) = (file.id_at(days_ago(30)), file.id_at(days_ago(30)));
+    store.finish_at(days_ago(30), prompt, 0, me);
+    store.moved(held, waiting(NOW));
+    store.claim_all(me);
+    let history_after = |days: u64| UnixMillis(NOW.0 + days * DAY).day() - 14;
+    // While it waits nothing of its day goes; then all that ended long ago does.
+    assert_eq!(prune(&mut store, history_after(0)), Pruned::default());
+    store.finish_at(NOW, held, 1, me);
+    assert_eq!(prune(&mut store, history_after(0)), Pruned::default());
+    assert!(store.get(prompt).unwrap().is_none());
+    for days in [0, 1, 14] {
+        assert_eq!(prune(&mut store, history_after(days)), Pruned::default());
+        assert_eq!(store.row(held).data.state, QueueState::Finished);
+    }
+    assert_eq!(prune(&mut store, history_after(15)).parts, 1);
+    assert!(store.get(held).unwrap().is_none());
+    assert_eq!(file.dated_parts(), 0);
 }
 
 #[test]
@@ -48,7 +70,7 @@ fn a_part_that_another_process_makes_or_drops_is_noticed() {
         assert_eq!(store.one(record(first, 0, me, finished())), Written::Won);
         assert_eq!(other.row(first).data.state, QueueState::Finished);
         assert_eq!(other.one(record(second, 0, me, finished())), Written::Won);
-        assert_eq!(prune(&mut other, NOW.day()).parts, 1);
+        assert_eq!(prune(&mut other, NOW.day() + 1).parts, 1);
         assert!(store.get(first).unwrap().is_none());
         assert_eq!(store.recorded(&[tenancy(second, 0)]).unwrap(), []);
         assert_eq!(store.one(record(first, 1, me, finished())), Written::Lost);

@@ -131,6 +131,7 @@ pub fn all_of(store: &mut impl Store, filter: QueueFilter) -> Vec<Row> {
 pub trait Ask {
     fn one(&mut self, write: Write) -> Written;
     fn moved(&mut self, id: MessageId, row: RowData);
+    fn finish_at(&mut self, now: UnixMillis, id: MessageId, fence: u32, holder: Incarnation);
     fn row(&mut self, id: MessageId) -> Row;
     fn claim_all(&mut self, holder: Incarnation) -> Vec<Claimed>;
 }
@@ -142,6 +143,11 @@ impl<S: Store> Ask for S {
 
     fn moved(&mut self, id: MessageId, row: RowData) {
         assert_eq!(self.one(Write::Move { id, row }), Written::Won);
+    }
+
+    fn finish_at(&mut self, now: UnixMillis, id: MessageId, fence: u32, holder: Incarnation) {
+        let write = record(id, fence, holder, finished());
+        assert_eq!(self.commit(now, &[write]).unwrap(), [Written::Won]);
     }
 
     fn row(&mut self, id: MessageId) -> Row {

@@ -300,7 +300,7 @@ fn who_was_struck_off_is_forgotten_with_the_history_but_not_while_something_wait
     assert_eq!(prune(&mut store, days_ago(7).day()), Pruned::default());
     assert_eq!(known(&mut store), ["nine", "one", "six"]);
     store.claim_all(me);
-    store.one(record(old, 1, me, finished()));
+    store.finish_at(days_ago(8), old, 1, me);
     let pruned = prune(&mut store, days_ago(7).day());
     assert_eq!((pruned.parts, pruned.struck), (1, 1));
     assert_eq!(known(&mut store), ["one", "six"]);

@@ -23,7 +23,7 @@ const LIBRARY: &str = "/usr/lib/rabbitmq/lib";
 /// Another `sbin` directory, for other versions.
 const SBIN: &str = "POMBO_TESTS_RABBITMQ_SBIN";
 /// Five seconds alone; the rest is for machines that compile meanwhile.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
 const LOG_LINES: usize = 40;
 /// Loopback for the nodes' own talk too; and no busy waiting on cores that the tests need.
 const ERL_ARGS: &str =

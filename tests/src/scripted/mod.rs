@@ -199,8 +199,10 @@ impl Transport for Scripted {
 
     async fn abort_deferred(&self, id: MessageId) -> bool {
         let about = json!({ "id": id.to_string() });
+        // Written once it is true: a test goes on from there.
+        let aborted = self.shared.sent.abort(id);
         self.shared.journal.write("abort_deferred", about);
-        self.shared.sent.abort(id)
+        aborted
     }
 
     async fn start_message(&self, message: Arc<Reception>) -> Received {

@@ -98,7 +98,7 @@ async fn a_message_that_kills_its_agent_is_dead_and_those_beside_it_are_delivere
 async fn a_message_whose_spooler_dies_each_time_is_dead_and_those_beside_it_are_delivered()
 -> anyhow::Result<()> {
     // Long enough that the spooler is dead before its agent has answered.
-    let mut pombo = builder(Agent::scripted("own").line("takes_ms = 1500"))
+    let mut pombo = builder(Agent::scripted("own").line("takes_ms = 5000"))
         .start()
         .await?;
     let journal = pombo.journal("own");

@@ -349,6 +349,39 @@ async fn a_broker_that_was_away_for_long_leaves_no_doubt_about_agents_that_come_
     Ok(())
 }
 
+/// Nobody can publish, so nobody is answered, and a spooler that begins then asks in vain.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_memory_alarm_that_stays_for_long_leaves_no_doubt_about_agents_that_live()
+-> anyhow::Result<()> {
+    let broker = Broker::start().await?;
+    let mut pombo = Installation::builder()
+        .broker(&broker)
+        .agent(Agent::scripted("own").line("addresses = [\"SMTP\"]"))
+        .start()
+        .await?;
+    let journal = pombo.journal("own");
+    let id = submit(&pombo, "dot+alarm@example.net").await;
+    journal.wait_about(SOON, "submit", 1, &id).await;
+    broker.raise_memory_alarm().await?;
+    // It still has its right, for some seconds.
+    pombo.open_gate("own", "dot+alarm");
+    journal.wait_about(SOON, "sent", 1, &id).await;
+    pombo.spooler(0).kill9();
+    pombo.spooler(0).start_again()?;
+    let asks = "in doubt: asking who has it";
+    pombo.spooler(0).wait_for_log(asks, LONG).await;
+    tokio::time::sleep(GONE_AFTER + Duration::from_secs(5)).await;
+    broker.clear_memory_alarm().await?;
+    is_in_state(&pombo, &id, "finished", GONE).await;
+    assert_eq!(count(&journal, &id, "sent"), 1);
+    let trace = pombo.trace(&id).await;
+    assert_eq!(trace["recipients"][0]["in_doubt"], false, "{trace}");
+    let counted = pombo.spooler(0).metric("pombo_in_doubt_total").await?;
+    assert_eq!(counted, 0.0);
+    pombo.stops_cleanly(LONG).await;
+    Ok(())
+}
+
 /// The agent stands still, so that it says nothing itself: only what comes back tells its spooler.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_submitted_to_an_inbox_that_is_gone_is_given_back_and_not_in_doubt()
@@ -365,6 +398,7 @@ async fn what_is_submitted_to_an_inbox_that_is_gone_is_given_back_and_not_in_dou
         .wait_for_log("the link is up incarnation=", SOON)
         .await;
     let incarnation = up.rsplit('=').next().unwrap_or_default().to_owned();
+    pombo.has_sessions(1, SOON).await;
     pombo.agent("own").sigstop();
     // By the node itself: to everybody else an exclusive queue is locked.
     let prefix = pombo.prefix();

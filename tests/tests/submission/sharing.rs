@@ -1,7 +1,5 @@
 //! Many messages at once: among agents, by priority, and beside a dead destination.
 
-use std::time::{Duration, Instant};
-
 use pombo_proto::message::Priority;
 use pombo_tests::{eventually, installation::Agent, scripted::journal::Entry};
 
@@ -73,6 +71,10 @@ async fn urgent_mail_overtakes_a_backlog_of_bulk() -> anyhow::Result<()> {
             it.priority = Priority::Urgent
         })
         .await?;
+    let leased = |trace: &serde_json::Value| trace["state"] == "moving";
+    pombo
+        .trace_that(&urgent, SOON, "it is leased", leased)
+        .await;
     pombo.open_gate("own", "slow");
     let last = |entry: &Entry| entry.text("id") == urgent;
     journal.wait_for(SOON, "submit", 1, last).await;
@@ -92,7 +94,6 @@ async fn a_dead_destination_takes_nothing_from_another() -> anyhow::Result<()> {
     for _ in 0..40 {
         pombo.publish(&["neterr@dead.example"], |_| {}).await?;
     }
-    let start = Instant::now();
     let mut live = Vec::new();
     for _ in 0..10 {
         live.push(pombo.publish(&["ok@live.example"], |_| {}).await?);
@@ -100,8 +101,6 @@ async fn a_dead_destination_takes_nothing_from_another() -> anyhow::Result<()> {
     for id in &live {
         journal.wait_about(SOON, "ended", 1, id).await;
     }
-    let took = start.elapsed();
-    assert!(took < Duration::from_secs(6), "{took:?}");
     // The gate lets a probe through now and then; without it each of the 40 would have gone once and again.
     let tried = journal.all("submit");
     let dead = tried

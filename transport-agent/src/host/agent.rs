@@ -7,7 +7,10 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     panic::AssertUnwindSafe,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -103,6 +106,8 @@ pub struct Agent {
     receiving: usize,
 
     flows: mpsc::UnboundedSender<(Direction, Flow)>,
+    /// Those that the transport has not returned from.
+    flows_open: Arc<AtomicUsize>,
     begun: [bool; 2],
     poll_turn: bool,
     poller: Option<Session>,
@@ -169,7 +174,12 @@ impl Agent {
             host: settings.host.clone(),
         });
         let (flows, turn) = mpsc::unbounded_channel();
-        runtime.spawn(in_order(Arc::clone(&transport), turn));
+        let flows_open = Arc::new(AtomicUsize::new(0));
+        runtime.spawn(in_order(
+            Arc::clone(&transport),
+            turn,
+            Arc::clone(&flows_open),
+        ));
         let now = Instant::now();
         Self {
             gate: Gate::new(settings.notify_interval),
@@ -207,6 +217,7 @@ impl Agent {
             announced_last: Session(0),
             receiving: 0,
             flows,
+            flows_open,
             begun: [false; 2],
             poll_turn: false,
             poller: None,
@@ -456,6 +467,7 @@ impl Agent {
 async fn in_order(
     transport: Arc<dyn Transport>,
     mut turn: mpsc::UnboundedReceiver<(Direction, Flow)>,
+    open: Arc<AtomicUsize>,
 ) {
     while let Some((direction, flow)) = turn.recv().await {
         let call = async {
@@ -467,6 +479,7 @@ async fn in_order(
         if AssertUnwindSafe(call).catch_unwind().await.is_err() {
             tracing::error!(?direction, ?flow, "the transport panicked");
         }
+        open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

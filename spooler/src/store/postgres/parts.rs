@@ -1,7 +1,7 @@
 //! Parts: one partition per day of issue, and one for derived ids (number 0).
 //!
-//! A part is made by the first write that needs it and dropped whole once nothing in it is unfinished; any process may do
-//! either. A process remembers which parts it has seen: a write into one that has been dropped since fails as a whole, and is
+//! A part is made by the first write that needs it and dropped whole once nothing in it is unfinished and nothing finished
+//! of late; where something has, the rest goes by its last change. Any process may do either. A process remembers which parts it has seen: a write into one that has been dropped since fails as a whole, and is
 //! done again with the part made anew.
 //!
 //! Making one locks nobody out (a table is attached). Dropping one needs the whole of `messages` for some milliseconds: it
@@ -10,7 +10,7 @@
 use tokio_postgres::error::SqlState;
 
 use super::{
-    super::stored::{DAY_MS, FINISHED, PRUNED_MAX, UNDATED},
+    super::stored::{DAY_MS, FINISHED, PRUNED_MAX, PartStep, UNDATED},
     Failure, Memory, Result,
     schema::LOCK,
     session::Session,
@@ -72,25 +72,26 @@ pub(super) async fn older_than(session: &mut Session, before: u32) -> Result<Vec
     Ok(parts)
 }
 
-/// Drops a part unless something in it is unfinished, another process was quicker, or somebody uses the table for long.
-pub(super) async fn drop_if_done(
+/// Drops a part unless something in it is unfinished, another process was quicker, or somebody uses the table for long. Where
+/// something in it had its last change on that day or later, some of the rest goes.
+pub(super) async fn prune(
     session: &mut Session,
     memory: &mut Memory,
     part: u32,
-) -> Result<bool> {
-    let dropped = try_drop(session, part).await;
-    match dropped {
-        Ok(dropped) => {
-            if dropped {
+    before: u32,
+) -> Result<PartStep> {
+    match try_prune(session, part, before).await {
+        Ok(step) => {
+            if step == PartStep::Dropped {
                 memory.parts.remove(&part);
                 tracing::info!(part, "store: a part is dropped");
             }
-            Ok(dropped)
+            Ok(step)
         }
         Err(Failure::Postgres(error)) if is_elsewhere(error.code()) => {
             tracing::info!(part, "store: a part is in use, and is dropped another time");
             session.roll_back().await?;
-            Ok(false)
+            Ok(PartStep::Stays)
         }
         Err(error) => Err(error),
     }
@@ -102,26 +103,41 @@ fn is_elsewhere(state: Option<&SqlState>) -> bool {
     state.is_some_and(|state| states.contains(state))
 }
 
-async fn try_drop(session: &mut Session, part: u32) -> Result<bool> {
+async fn try_prune(session: &mut Session, part: u32, before: u32) -> Result<PartStep> {
     let table = format!("messages_{part}");
     let unfinished = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE state < {FINISHED})");
+    let late = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE changed >= $1)");
+    let before = i64::from(before) * DAY_MS;
     session.begin().await?;
     // Asked twice: a part that is stuck is not to lock everybody out every hour.
     if session.client.query_one(&unfinished, &[]).await?.get(0) {
         session.roll_back().await?;
-        return Ok(false);
+        return Ok(PartStep::Stays);
+    }
+    if session.client.query_one(&late, &[&before]).await?.get(0) {
+        let sql = format!(
+            "DELETE FROM {table} WHERE state = {FINISHED} AND id IN \
+             (SELECT id FROM {table} WHERE state = {FINISHED} AND changed < $1 LIMIT {PRUNED_MAX})"
+        );
+        let deleted = session.client.execute(&sql, &[&before]).await?;
+        session.commit().await?;
+        return Ok(if deleted == 0 {
+            PartStep::Stays
+        } else {
+            PartStep::Shrunk
+        });
     }
     let lock = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '60s'; \
                 LOCK TABLE ONLY messages IN ACCESS EXCLUSIVE MODE";
     session.client.batch_execute(lock).await?;
     if session.client.query_one(&unfinished, &[]).await?.get(0) {
         session.roll_back().await?;
-        return Ok(false);
+        return Ok(PartStep::Stays);
     }
     let sql = format!("DROP TABLE {table}");
     session.client.batch_execute(&sql).await?;
     session.commit().await?;
-    Ok(true)
+    Ok(PartStep::Dropped)
 }
 
 /// Deletes what has finished under derived ids before that day: how many, and whether there is more.

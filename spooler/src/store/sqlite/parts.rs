@@ -4,7 +4,8 @@
 //! `body_N` holds the encoded message while it waits, under the same row number, so that a claim or a retry does not rewrite
 //! it. Both are rowid tables with an index on the id: rows of some 700 bytes would make a clustered tree of fan-out five.
 //!
-//! A part is made by the first write that needs it and dropped whole once nothing in it is unfinished; any process may do
+//! A part is made by the first write that needs it. Once nothing in it is unfinished, its rows go by their last change, and it is
+//! dropped when none is left: what waited or was held for longer than its day is kept has its own time. Any process may do
 //! either, so the list of parts is read at the start of every transaction (some microseconds). A drop takes time by the row, and
 //! writes of other processes wait for it: so the rows go first, in steps, and then what is left of the part.
 
@@ -12,7 +13,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::super::stored::{CLAIMED, DAY_MS, DEAD, FINISHED, HELD, PRUNED_MAX, UNDATED, WAITING};
+use super::super::stored::{
+    CLAIMED, DAY_MS, DEAD, FINISHED, HELD, PRUNED_MAX, PartStep, UNDATED, WAITING,
+};
 
 /// The SQL for one part's tables.
 #[derive(Debug)]
@@ -268,15 +271,28 @@ pub(super) fn older_than(scope: &mut Scope<'_>, before: u32) -> rusqlite::Result
     Ok(scope.parts().iter().filter(dated).copied().collect())
 }
 
-/// Those of them in which nothing is unfinished.
-pub(super) fn done_before(scope: &mut Scope<'_>, before: u32) -> rusqlite::Result<Vec<u32>> {
-    let mut done = Vec::new();
+/// The first of them in which nothing is unfinished, and something had its last change before that day.
+pub(super) fn ripe_before(scope: &mut Scope<'_>, before: u32) -> rusqlite::Result<Option<u32>> {
     for part in older_than(scope, before)? {
-        if is_done(scope, part)? {
-            done.push(part);
+        if is_done(scope, part)? && (is_empty(scope, part)? || has_old(scope, part, before)?) {
+            return Ok(Some(part));
         }
     }
-    Ok(done)
+    Ok(None)
+}
+
+fn is_empty(scope: &Scope<'_>, part: u32) -> rusqlite::Result<bool> {
+    let sql = format!("SELECT NOT EXISTS (SELECT 1 FROM part_{part})");
+    scope.transaction.query_row(&sql, [], |row| row.get(0))
+}
+
+/// Reads the whole part if nothing in it is: by then, that is what finished late.
+fn has_old(scope: &Scope<'_>, part: u32, before: u32) -> rusqlite::Result<bool> {
+    let sql = format!("SELECT EXISTS (SELECT 1 FROM part_{part} WHERE changed < ?1)");
+    let before = i64::from(before) * DAY_MS;
+    scope
+        .transaction
+        .query_row(&sql, [before], |row| row.get(0))
 }
 
 fn is_done(scope: &Scope<'_>, part: u32) -> rusqlite::Result<bool> {
@@ -288,37 +304,32 @@ fn is_done(scope: &Scope<'_>, part: u32) -> rusqlite::Result<bool> {
     Ok(unfinished.is_none())
 }
 
-/// What became of a part.
-pub(super) enum Step {
-    /// Something in it is unfinished, or another process was quicker.
-    Stays,
-    /// Some of its rows are gone; there may be more.
-    Shrunk,
-    /// It was empty, or nearly, and is gone.
-    Dropped,
-}
-
-/// Takes some rows from a part, or drops it once the rest is small: a drop walks through all pages, and nobody else can write
-/// meanwhile.
-pub(super) fn prune(scope: &mut Scope<'_>, part: u32) -> rusqlite::Result<Step> {
+/// Takes some of the rows whose last change was before that day, and drops the part once none is left: a drop walks through all
+/// pages, and nobody else can write meanwhile.
+pub(super) fn prune(scope: &mut Scope<'_>, part: u32, before: u32) -> rusqlite::Result<PartStep> {
     if scope.parts.binary_search(&part).is_err() || !is_done(scope, part)? {
-        return Ok(Step::Stays);
+        return Ok(PartStep::Stays);
     }
     let deleted = scope.transaction.execute(
         &format!(
-            "DELETE FROM part_{part} WHERE row IN (SELECT row FROM part_{part} ORDER BY row LIMIT ?1)"
+            "DELETE FROM part_{part} WHERE row IN \
+             (SELECT row FROM part_{part} WHERE changed < ?1 ORDER BY row LIMIT ?2)"
         ),
-        [PRUNED_MAX as i64],
+        params![i64::from(before) * DAY_MS, PRUNED_MAX as i64],
     )?;
-    if deleted == PRUNED_MAX {
-        return Ok(Step::Shrunk);
+    if deleted == PRUNED_MAX || !is_empty(scope, part)? {
+        return Ok(if deleted == 0 {
+            PartStep::Stays
+        } else {
+            PartStep::Shrunk
+        });
     }
     scope.transaction.execute_batch(&format!(
         "DROP TABLE part_{part}; DROP TABLE body_{part};
          DELETE FROM counts WHERE part = {part}; DELETE FROM parts WHERE part = {part};"
     ))?;
     tracing::info!(part, "store: a part is dropped");
-    Ok(Step::Dropped)
+    Ok(PartStep::Dropped)
 }
 
 /// Deletes what has finished under derived ids before that day: how many, and whether there is more.

@@ -346,7 +346,7 @@ impl Model {
         let before_pruning = self.rows.len();
         self.rows.retain(|id, row| match id.part() {
             0 => !is_finished(row) || row.changed.day() >= before,
-            part => part >= before || unfinished.contains(&part),
+            part => part >= before || unfinished.contains(&part) || row.changed.day() >= before,
         });
         self.seen.pruned += (before_pruning - self.rows.len()) as u32;
     }

@@ -1,6 +1,9 @@
 //! The way down: no new work; what is under way completes and is settled; then log off.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use actix::{ActorContext, Context};
 use pombo_proto::{outbound::PATIENCE, verbs::Verb};
@@ -49,7 +52,9 @@ impl Agent {
             return;
         };
         let waited = now.saturating_duration_since(draining.since);
-        let empty = self.attempts.is_empty() && self.receiving == 0;
+        // Shutdown comes after the END of both directions.
+        let told = self.flows_open.load(Ordering::Relaxed) == 0;
+        let empty = self.attempts.is_empty() && self.receiving == 0 && told;
         if !empty && waited < self.settings.drain_limit {
             if now.saturating_duration_since(draining.said) < SAY_EVERY {
                 return;

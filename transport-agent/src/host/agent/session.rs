@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -244,6 +245,7 @@ impl Agent {
                 self.begun[index] = wanted;
                 let flow = if wanted { Flow::Begin } else { Flow::End };
                 // The other end lives as long as the runtime.
+                self.flows_open.fetch_add(1, Ordering::Relaxed);
                 let _ = self.flows.send((direction, flow));
             }
         }

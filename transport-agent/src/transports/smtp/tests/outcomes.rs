@@ -229,11 +229,7 @@ async fn a_destination_that_cannot_be_reached_is_down() {
         ("S: SSH-2.0-OpenSSH\nE", "0 deferred down 4.5.0 "),
     ] {
         let server = Server::play([script]).await;
-        let rig = Rig::smarthost(
-            &server,
-            "[timeouts]\ngreeting = \"200ms\"\nhello = \"200ms\"",
-        )
-        .await;
+        let rig = Rig::smarthost(&server, "[timeouts]\ngreeting = \"1s\"\nhello = \"1s\"").await;
         assert_begins(&rig.send(Message::to_bob()).await, &[expected]);
         server.finish().await;
     }

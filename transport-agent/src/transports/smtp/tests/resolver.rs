@@ -42,7 +42,7 @@ impl NameServer {
 
     fn resolver(&self) -> Resolver {
         let text = format!(
-            "[dns]\nnameservers = [\"{}\"]\ntimeout = \"200ms\"\nattempts = 1",
+            "[dns]\nnameservers = [\"{}\"]\ntimeout = \"1s\"\nattempts = 1",
             self.address
         );
         Resolver::new(&toml::from_str(&text).unwrap()).unwrap()
@@ -190,7 +190,7 @@ async fn addresses_come_in_the_order_that_is_preferred() {
 async fn mail_finds_its_way_by_real_questions() {
     let names = NameServer::start().await;
     let config = format!(
-        "[dns]\nnameservers = [\"{}\"]\ntimeout = \"200ms\"\nattempts = 1",
+        "[dns]\nnameservers = [\"{}\"]\ntimeout = \"1s\"\nattempts = 1",
         names.address
     );
     let transport = SmtpTransport::new(toml::from_str(&config).unwrap()).unwrap();

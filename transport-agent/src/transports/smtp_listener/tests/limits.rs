@@ -271,8 +271,8 @@ async fn a_message_in_a_circle_is_refused() {
 #[tokio::test]
 async fn a_silent_client_is_told_and_left() {
     let quick = Config {
-        command_timeout: Duration::from_millis(150),
-        data_timeout: Duration::from_millis(150),
+        command_timeout: Duration::from_secs(1),
+        data_timeout: Duration::from_secs(1),
         ..config()
     };
     let mut rig = Rig::start(quick.clone()).await;
