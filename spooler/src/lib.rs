@@ -9,7 +9,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`service`], [`config`] | the process |
+//! | [`process`], [`service`], [`config`] | the process |
 //! | [`switchboard`], [`session`] | the link's events, and one actor per agent |
 //! | [`dispatcher`], [`router`], [`destination`], [`pick`] | what goes next, and where |
 //! | [`recorder`], [`verdict`], [`rows`], [`schedule`], [`report`], [`progress`] | what the outcomes mean, and that it is written once |
@@ -35,6 +35,7 @@ pub mod note;
 pub mod orphans;
 pub mod outbox;
 pub mod pick;
+pub mod process;
 pub mod progress;
 pub mod reception;
 pub mod recorder;

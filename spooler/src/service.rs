@@ -15,6 +15,7 @@ use pombo_proto::{
         shutdown::Shutdown,
     },
     time::UnixMillis,
+    verbs::VersionRange,
 };
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -53,7 +54,7 @@ const LEAVE_MAX: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// What keeps it from starting: the store cannot be used, the blob directory cannot be written, the port is taken.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config, versions: VersionRange) -> Result<()> {
     let config = Arc::new(config);
     let health = Health::default();
     for condition in ["broker", "store"] {
@@ -71,7 +72,7 @@ pub async fn run(config: Config) -> Result<()> {
         .context("[blobs]")?;
     info!(spooler = config.spooler.name(), "pombo-spooler starts");
 
-    let (parts, switchboard) = assemble(&config, store.clone(), blobs, health)?;
+    let (parts, switchboard) = assemble(&config, versions, store.clone(), blobs, health)?;
     tidy(&parts);
     let failed = tokio::select! {
         signal = asked.asked() => {
@@ -177,6 +178,7 @@ async fn a_part_fails(parts: &Parts, switchboard: &actix::Addr<Switchboard>) -> 
 /// Downstream first, so that constructors hold the next one's address.
 fn assemble(
     config: &Arc<Config>,
+    versions: VersionRange,
     store: StoreThread,
     blobs: Blobs,
     health: Health,
@@ -185,9 +187,10 @@ fn assemble(
     let horizons = Horizons::default();
     let switchboard = Switchboard::default().start();
     let events = Gather::new(switchboard.clone().recipient());
-    let options = config
+    let mut options = config
         .broker
         .options(Audience::Spoolers, config.spooler.name())?;
+    options.versions = versions;
     let link = Link::start(options, move |event| events.push(event));
     let recorder =
         Recorder::new(config.clone(), store.clone(), blobs.clone(), health.clone()).start();
@@ -248,6 +251,7 @@ fn assemble(
         link,
         config: config.clone(),
         store,
+        versions,
         blobs,
         ordinals,
         alive,

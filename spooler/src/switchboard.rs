@@ -17,7 +17,7 @@ use pombo_proto::{
     link::{Audience, Event, Link},
     service::http::Health,
     time::boot_time,
-    verbs::{Flush, Hello, Role, VERSIONS, Verb},
+    verbs::{Flush, Hello, Role, Verb, VersionRange},
 };
 use tracing::{debug, info, warn};
 
@@ -48,6 +48,8 @@ pub struct Parts {
     pub config: Arc<Config>,
     /// The store.
     pub store: StoreThread,
+    /// The protocol versions that this process speaks.
+    pub versions: VersionRange,
     /// Large bodies.
     pub blobs: Blobs,
     /// Shared counter of sessions and tenures.
@@ -308,7 +310,7 @@ impl Switchboard {
             role: Role::Spooler,
             instance: self.instance,
             incarnation: term,
-            versions: VERSIONS,
+            versions: parts.versions,
             host: parts.config.spooler.host(),
         };
         let frame = Frame::new(Payload::Hello(hello));

@@ -92,3 +92,64 @@ async fn mail_flows_while_an_agent_is_replaced_by_its_next_version() -> anyhow::
     .await;
     Ok(())
 }
+
+/// Some mail of each kind: what goes at once, and what comes back to the store and is claimed by anybody.
+async fn send(pombo: &Installation, ids: &mut Vec<(String, &str)>) {
+    for to in ["ok@a.example", "ok@b.example", "later-1@c.example"] {
+        ids.push((pombo.submit(&[], &[to], &Mail::new()).await, to));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_flows_while_spoolers_and_agents_are_replaced_one_by_one() -> anyhow::Result<()> {
+    let mut pombo = Installation::builder()
+        .spoolers(2)
+        .agent(Agent::scripted("old").transport("own"))
+        .spooler_lines("[schedule]\nfirst = \"1s\"\nmax = \"2s\"\n")
+        .start()
+        .await?;
+    pombo.has_sessions(2, SOON).await;
+    let mut ids = Vec::new();
+    send(&pombo, &mut ids).await;
+
+    // Over one store with today's.
+    let newer = pombo.add_neighbour_spooler()?;
+    pombo.spooler(newer).ready(SOON).await?;
+    pombo.has_sessions(3, SOON).await;
+    send(&pombo, &mut ids).await;
+    assert_eq!(pombo.spooler(0).terminate_and_wait(SOON).await?, 0);
+    send(&pombo, &mut ids).await;
+
+    pombo.add_agent(Agent::neighbour("new").transport("own"))?;
+    pombo.agent("new").ready(SOON).await?;
+    pombo.has_sessions(4, SOON).await;
+    send(&pombo, &mut ids).await;
+    assert_eq!(pombo.agent("old").terminate_and_wait(SOON).await?, 0);
+    assert_eq!(pombo.spooler(1).terminate_and_wait(SOON).await?, 0);
+    pombo.has_sessions(1, SOON).await;
+    send(&pombo, &mut ids).await;
+
+    for (id, _) in &ids {
+        pombo.in_state(id, "finished", SOON).await;
+    }
+    let journals = [pombo.journal("old"), pombo.journal("new")];
+    for (id, to) in &ids {
+        let submits = journals.iter().map(|journal| {
+            let all = journal.about(id);
+            all.iter().filter(|it| it.what() == "submit").count()
+        });
+        // Each agent defers the other kind once.
+        let wanted = if to.starts_with("ok") { 1..=1 } else { 2..=3 };
+        assert!(wanted.contains(&submits.sum::<usize>()), "{id} to {to}");
+    }
+    // The two newer ones speak the newer version, and each with an older one what that speaks.
+    for version in ["version=1 ", "version=2 "] {
+        let opened = pombo.agent("new").log();
+        let mut opened = opened.lines().filter(|it| it.contains("session opened"));
+        assert!(opened.any(|it| it.contains(version)), "{version}");
+    }
+    let unreadable = "pombo_link_unreadable_total";
+    assert_eq!(pombo.spooler(newer).metric(unreadable).await?, 0.0);
+    assert_eq!(pombo.agent("new").metric(unreadable).await?, 0.0);
+    Ok(())
+}

@@ -10,7 +10,7 @@ use pombo_proto::{
     time::UnixMillis,
     verbs::{
         AddressTypes, Flush, Logon, LogonAccepted, LogonError, SpoolerNotification, StatusRow,
-        Tenancy, TransportNotification, VERSIONS, Validation, Verb,
+        Tenancy, TransportNotification, Validation, Verb,
     },
 };
 use tokio::sync::oneshot;
@@ -42,7 +42,7 @@ impl Session {
 
     pub(super) fn logon(&mut self) {
         let logon = Logon {
-            versions: VERSIONS,
+            versions: self.parts.versions,
             spooler: self.parts.config.spooler.name(),
             no_connect: self.settings().is_some_and(|it| !it.connect),
             // Logon itself always comes closed; BEGIN follows once the session stands.

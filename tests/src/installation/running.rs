@@ -79,6 +79,18 @@ impl Installation {
     /// # Errors
     /// It cannot be started.
     pub fn add_spooler(&mut self) -> anyhow::Result<usize> {
+        self.add_spooler_by("pombo-spooler")
+    }
+
+    /// The same by a neighbouring release, see [`super::Agent::neighbour`].
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn add_neighbour_spooler(&mut self) -> anyhow::Result<usize> {
+        self.add_spooler_by("pombo-neighbour-spooler")
+    }
+
+    fn add_spooler_by(&mut self, program: &str) -> anyhow::Result<usize> {
         let number = self.spoolers.len();
         let (name, http) = (format!("spooler-{}", number + 1), ports::free_address());
         let text = spooler_toml(
@@ -89,7 +101,7 @@ impl Installation {
             &name,
             http,
         );
-        let service = self.service(&name, "pombo-spooler", &text, http)?;
+        let service = self.service(&name, program, &text, http)?;
         self.spoolers.push(service);
         Ok(number)
     }

@@ -52,16 +52,17 @@ impl Folder {
 
     /// How many there are to fetch.
     pub fn count(&self) -> u32 {
-        let taken = self.state().taken.clone();
+        let state = self.state();
         let names = self.names();
-        let free = names.iter().filter(|name| !taken.contains(*name)).count();
+        let free = names.iter().filter(|name| !state.taken.contains(*name));
+        let free = free.count();
         u32::try_from(free).unwrap_or(u32::MAX)
     }
 
     /// Files that have not been announced, now they are; none while inbound is closed.
     pub fn news(&self) -> Vec<String> {
-        let names = self.names();
         let mut state = self.state();
+        let names = self.names();
         if !state.open {
             return Vec::new();
         }
@@ -89,8 +90,9 @@ impl Folder {
 
     /// The next one that nobody delivers, and how often it was tried, this time included.
     fn take(&self) -> Option<(String, u64)> {
-        let names = self.names();
+        // Read under the lock: a file that goes meanwhile is not free because it is taken no more.
         let mut state = self.state();
+        let names = self.names();
         let name = names.into_iter().find(|it| !state.taken.contains(it))?;
         state.taken.insert(name.clone());
         let tries = state.tries.entry(name.clone()).or_default();

@@ -349,7 +349,7 @@ async fn a_broker_that_was_away_for_long_leaves_no_doubt_about_agents_that_come_
     Ok(())
 }
 
-/// Nobody can publish, so nobody is answered, and a spooler that begins then asks in vain.
+/// Nobody can publish, so a spooler that has asked who has a message hears nothing more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_memory_alarm_that_stays_for_long_leaves_no_doubt_about_agents_that_live()
 -> anyhow::Result<()> {
@@ -362,14 +362,17 @@ async fn a_memory_alarm_that_stays_for_long_leaves_no_doubt_about_agents_that_li
     let journal = pombo.journal("own");
     let id = submit(&pombo, "dot+alarm@example.net").await;
     journal.wait_about(SOON, "submit", 1, &id).await;
-    broker.raise_memory_alarm().await?;
-    // It still has its right, for some seconds.
-    pombo.open_gate("own", "dot+alarm");
-    journal.wait_about(SOON, "sent", 1, &id).await;
     pombo.spooler(0).kill9();
     pombo.spooler(0).start_again()?;
     let asks = "in doubt: asking who has it";
     pombo.spooler(0).wait_for_log(asks, LONG).await;
+    pombo.has_sessions(1, SOON).await;
+    broker.raise_memory_alarm().await?;
+    let blocked = "the broker blocks publishes";
+    pombo.agent("own").wait_for_log(blocked, SOON).await;
+    // It still has its right, for some seconds.
+    pombo.open_gate("own", "dot+alarm");
+    journal.wait_about(SOON, "sent", 1, &id).await;
     tokio::time::sleep(GONE_AFTER + Duration::from_secs(5)).await;
     broker.clear_memory_alarm().await?;
     is_in_state(&pombo, &id, "finished", GONE).await;
