@@ -532,7 +532,10 @@ impl Attempt {
         let sent = outcomes.iter().any(|outcome| match outcome.outcome {
             Outcome::Delivered(_) => asked(&outcome.recipient),
             Outcome::Kept => asked(&outcome.recipient) && !submit.begin_deferred,
-            Outcome::Failed(_) | Outcome::Deferred { .. } | Outcome::Left => false,
+            // In doubt: whoever decides about it has recorded that.
+            Outcome::Failed(_) | Outcome::Deferred { .. } | Outcome::InDoubt(_) | Outcome::Left => {
+                false
+            }
         });
         let told = self.statuses.iter().any(|(recipient, status)| {
             matches!(status, RecipientStatus::Delivered(_)) && asked(recipient)

@@ -171,8 +171,11 @@ impl Outbound {
         Correlation(self.correlation)
     }
 
-    /// Something to say, in order. Its number in the session.
-    pub fn push(&mut self, frame: Frame) -> u64 {
+    /// Something to say, in order, and in words of the agreed version. Its number in the session.
+    pub fn push(&mut self, mut frame: Frame) -> u64 {
+        if let Payload::Verb(verb) = &mut frame.payload {
+            verb.in_version(self.version);
+        }
         let weight = weight_of(&frame);
         self.pending_weight += weight;
         self.pending.push_back((weight, frame));
@@ -368,9 +371,9 @@ fn outcome_weight(outcome: &RecipientOutcome) -> usize {
     use crate::outcome::Outcome;
     8 + match &outcome.outcome {
         Outcome::Delivered(delivery) => 16 + delivery.remote.len() + delivery.reply.len(),
-        Outcome::Failed(diagnosis) | Outcome::Deferred { diagnosis, .. } => {
-            diagnosis_weight(diagnosis)
-        }
+        Outcome::Failed(diagnosis)
+        | Outcome::Deferred { diagnosis, .. }
+        | Outcome::InDoubt(diagnosis) => diagnosis_weight(diagnosis),
         Outcome::Left | Outcome::Kept => 0,
     }
 }

@@ -131,6 +131,9 @@ pub enum Outcome {
     Left,
     /// PR_RESPONSIBILITY = TRUE and END_DONT_RESEND: the transport keeps it and will say SENTDEFERRED.
     Kept,
+    /// The point of no return was passed, and what became of it will never be known: it may have been sent. It is counted, and tried
+    /// again or held for a person, as the spooler's configuration says. A peer of version 1 is told [`Outcome::Deferred`].
+    InDoubt(Diagnosis),
 }
 
 /// Where a copy went.
@@ -197,6 +200,23 @@ pub enum SubmitResult {
     NetworkError(Duration, Diagnosis),
     /// An error after SpoolerNotify(CRITICAL_ERROR): no more calls until READYTOSEND.
     CriticalError(Diagnosis),
+}
+
+impl SubmitResult {
+    /// For a peer that knows no word for doubt: it hears of a deferral.
+    pub(crate) fn without_doubt(&mut self) {
+        let (Self::Ok(outcomes) | Self::Cancelled(outcomes)) = self else {
+            return;
+        };
+        for RecipientOutcome { outcome, .. } in outcomes {
+            if let Outcome::InDoubt(diagnosis) = outcome {
+                *outcome = Outcome::Deferred {
+                    diagnosis: diagnosis.clone(),
+                    destination_down: false,
+                };
+            }
+        }
+    }
 }
 
 /// What EndMessage returns.

@@ -14,7 +14,15 @@ use crate::{
 };
 
 /// The protocol versions that this build speaks. Two neighbours can talk; see [`crate::frame`] for how a new one is introduced.
-pub const VERSIONS: VersionRange = VersionRange { min: 1, max: 1 };
+///
+/// | version | what is new in it |
+/// |---|---|
+/// | 1 | |
+/// | 2 | [`crate::outcome::Outcome::InDoubt`] |
+pub const VERSIONS: VersionRange = VersionRange { min: 1, max: 2 };
+
+/// The first version that has a word for doubt.
+const KNOWS_DOUBT: u8 = 2;
 
 /// XPProviderInit: which versions one side speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,6 +207,28 @@ pub enum Verb {
     /// Doubt about this transport waits for a person: ask [`Verb::AtTheDot`] before the final dot of whatever is submitted in
     /// this session. Said before BEGIN_OUTBOUND. (An agent that does not know this verb has no session then, rightly.)
     AskAtTheDot,
+}
+
+impl Verb {
+    /// What a peer of this version can read: the nearest word for what it has none for.
+    pub(crate) fn in_version(&mut self, version: u8) {
+        if version >= KNOWS_DOUBT {
+            return;
+        }
+        match self {
+            Self::SubmitReply {
+                result: Ok(result), ..
+            } => result.without_doubt(),
+            Self::AdoptReply(adopted) => {
+                for Adopted { answer, .. } in adopted {
+                    if let AdoptAnswer::Done { result, .. } = answer {
+                        result.without_doubt();
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// A message and the fence under which something is asked or said of it.

@@ -300,7 +300,8 @@ fn yes() -> bool {
     true
 }
 
-/// What becomes of a message that an agent had when it was lost, and that nobody else knows anything of.
+/// What becomes of a message that an agent had when it was lost, and that nobody else knows anything of; or that an agent has sent
+/// without an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InDoubt {

@@ -324,9 +324,10 @@ impl<'a> Reaches<'a> {
                             destination_down: true,
                             ..
                         } => Reach::Down(Duration::ZERO),
-                        Outcome::Delivered(_) | Outcome::Failed(_) | Outcome::Deferred { .. } => {
-                            Reach::Reached
-                        }
+                        Outcome::Delivered(_)
+                        | Outcome::Failed(_)
+                        | Outcome::Deferred { .. }
+                        | Outcome::InDoubt(_) => Reach::Reached,
                         Outcome::Left | Outcome::Kept => continue,
                     };
                     told.entry(router::destination(recipient))

@@ -204,8 +204,10 @@ impl Recorder {
             now,
         };
         let progress = std::mem::take(&mut job.progress);
-        let verdict = verdict::decide(&case, progress, happened);
-        let outcomes = about.log(&envelope, &verdict.progress, now, took);
+        let mut verdict = verdict::decide(&case, progress, happened);
+        let outcomes = about
+            .log(&envelope, &verdict.progress, now, took)
+            .with_doubted(std::mem::take(&mut verdict.doubted));
         let decided = Decided {
             job,
             verdict,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pombo_proto::verbs::VERSIONS;
 use pombo_tests::{Installation, eventually, installation::Agent, mail::Mail};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -51,7 +52,8 @@ async fn an_agent_of_the_next_version_sends_and_receives_for_todays_spooler() ->
             .agent(agent)
             .wait_for_log("session opened", SOON)
             .await;
-        assert!(opened.contains("version=1 "), "{opened}");
+        let agreed = format!("version={} ", VERSIONS.max);
+        assert!(opened.contains(&agreed), "{opened}");
     }
     for service in pombo.spoolers() {
         assert_eq!(service.metric("pombo_link_unreadable_total").await?, 0.0);

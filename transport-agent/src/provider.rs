@@ -11,7 +11,8 @@
 //!
 //! Several spoolers may have sessions with one agent; a transport does not see them apart. All methods may be called
 //! concurrently, on the agent's tokio runtime; submissions at most as many at a time as [`LogonReply::capacity`] says.
-//! A panic in a submission or a reception is caught, logged, and ends as a temporary failure of that message alone.
+//! A panic in a submission or a reception is caught, logged, and ends as a temporary failure of that message alone; behind
+//! [`Submission::may_finish`], it leaves whom the submission was for in doubt.
 //!
 //! `transports/skeleton.rs` is a complete transport to copy.
 
@@ -53,6 +54,11 @@ pub trait Transport: Send + Sync + 'static {
     /// Call [`Submission::assign_reference`] before any data moves. Give an outcome for each recipient; one that is
     /// not named counts as [`Outcome::Left`]. Return soon after [`Submission::cancelled`] resolves. Before the point of no
     /// return (SMTP's final dot, a rename) ask [`Submission::may_finish`], and stop if it says no.
+    ///
+    /// **Behind that point never say [`Outcome::Deferred`] of what may have been sent**, but [`Outcome::InDoubt`]: the connection was
+    /// lost or a time limit ran out before the answer, or the answer cannot be understood. It is counted, and sent a second time only
+    /// where the configuration wants that. `Deferred` is right where it was certainly not sent (the other side has said no), and
+    /// where a second time changes nothing (the foreign system knows what it has by its name, as a Maildir does).
     async fn submit_message(&self, message: Arc<Submission>) -> SubmitResult;
 
     /// EndMessage: the spooler hands over for good. The reference is dead when this returns.
@@ -273,7 +279,7 @@ pub struct Ended {
     pub id: MessageId,
     /// Its reference, for the last time.
     pub reference: Reference,
-    /// What follows from the outcomes: [`EndMessageFlag::ResendLater`] if any was deferred,
+    /// What follows from the outcomes: [`EndMessageFlag::ResendLater`] if any was deferred or is in doubt,
     /// [`EndMessageFlag::DontResend`] if any was kept, else [`EndMessageFlag::Sent`].
     pub suggested: EndMessageFlag,
 }
@@ -284,7 +290,9 @@ impl Ended {
         let mut flag = EndMessageFlag::Sent;
         for outcome in outcomes {
             match outcome {
-                Outcome::Deferred { .. } => return EndMessageFlag::ResendLater,
+                Outcome::Deferred { .. } | Outcome::InDoubt(_) => {
+                    return EndMessageFlag::ResendLater;
+                }
                 Outcome::Kept => flag = EndMessageFlag::DontResend,
                 Outcome::Delivered(_) | Outcome::Failed(_) | Outcome::Left => {}
             }

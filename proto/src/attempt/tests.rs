@@ -209,6 +209,20 @@ fn a_definite_no_may_be_offered_again_under_the_same_fence() {
 }
 
 #[test]
+fn doubt_is_not_offered_again_until_somebody_has_recorded_it() {
+    let (mut attempts, session) = with_session(10);
+    let status = EnhancedStatus::new(4, 4, 2);
+    let diagnosis = Diagnosis::new(status, NdrReason::TransferFailed, "no answer to the dot");
+    attempts.handle_submit(session, &submit(1, 1)).unwrap();
+    let result = SubmitResult::Ok(vec![outcome(0, Outcome::InDoubt(diagnosis))]);
+    attempts.handle_returned(id(1), result);
+    let again = attempts.handle_submit(session, &submit(1, 1));
+    assert_eq!(again, Err(Refusal::Closed));
+    // A higher fence is that of a decision: it is to be sent again.
+    assert_eq!(attempts.handle_submit(session, &submit(1, 2)), Ok(()));
+}
+
+#[test]
 fn credit_is_shared_and_returns_to_whom_spent_it() {
     let (mut attempts, first) = with_session(10);
     assert_eq!(attempts.credit(first), 10);

@@ -92,6 +92,53 @@ fn packets_are_written_in_the_oldest_version_until_another_is_agreed() {
 }
 
 #[test]
+fn a_peer_that_has_no_word_for_doubt_hears_of_a_deferral() {
+    use crate::{
+        ids::{RecipientIndex, Reference},
+        outcome::{Diagnosis, EnhancedStatus, NdrReason, Outcome},
+        verbs::Adopted,
+    };
+    let status = EnhancedStatus::new(4, 4, 2);
+    let diagnosis = Diagnosis::new(status, NdrReason::TransferFailed, "no answer to the dot");
+    let id = MessageId::derived("test", b"1");
+    let fence = Fence(3);
+    let say = |version: u16, outcome: Outcome| {
+        let (mut left, _) = pair(1);
+        left.agree(version);
+        let result = SubmitResult::Ok(vec![RecipientOutcome {
+            recipient: RecipientIndex(0),
+            outcome,
+        }]);
+        let answer = AdoptAnswer::Done {
+            reference: Reference(7),
+            result: result.clone(),
+            statuses: Vec::new(),
+            ended: None,
+        };
+        let adopted = vec![Adopted { id, fence, answer }];
+        let result = Ok(result);
+        for verb in [
+            Verb::SubmitReply { id, fence, result },
+            Verb::AdoptReply(adopted),
+        ] {
+            left.push(Frame::verb(Correlation(1), verb));
+        }
+        let packets = drain(&mut left, Instant::now());
+        packets.into_iter().flat_map(|it| it.frames).collect()
+    };
+    let deferred = || Outcome::Deferred {
+        diagnosis: diagnosis.clone(),
+        destination_down: false,
+    };
+    let in_doubt = || Outcome::InDoubt(diagnosis.clone());
+    let said: Vec<Frame> = say(1, in_doubt());
+    assert_eq!(said.len(), 2);
+    assert_eq!(said, say(1, deferred()));
+    assert_ne!(say(2, in_doubt()), said);
+    assert_eq!(say(2, deferred()), said);
+}
+
+#[test]
 fn a_lost_packet_breaks_the_session_and_a_former_epoch_does_not() {
     let now = Instant::now();
     let (mut left, mut right) = pair(2);

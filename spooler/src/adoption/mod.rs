@@ -250,7 +250,11 @@ impl Adoption {
                         .note(now, "adopted", format!("an attempt by {transport}"));
                     // It has a result: no doubt about that one.
                     dot = dot.filter(|it| it.instance != instance);
-                    found.push(AdoptedAttempt { transport, result });
+                    found.push(AdoptedAttempt {
+                        hold: self.config.holds_doubt(&transport),
+                        transport,
+                        result,
+                    });
                     sessions.push(session);
                 }
                 lost_as @ (Knows::Gone | Knows::Struck) => {

@@ -53,7 +53,10 @@ impl About {
                 *outcomes.entry((transport.clone(), outcome)).or_default() += 1;
             }
         }
-        Outcomes(outcomes)
+        Outcomes {
+            outcomes,
+            doubted: BTreeMap::new(),
+        }
     }
 
     fn log_one(
@@ -105,16 +108,28 @@ impl About {
 
 /// How many recipients came to what, by transport.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Outcomes(BTreeMap<(String, &'static str), u64>);
+pub(super) struct Outcomes {
+    outcomes: BTreeMap<(String, &'static str), u64>,
+    doubted: BTreeMap<String, u32>,
+}
 
 impl Outcomes {
+    /// And how many of them may have been sent to.
+    pub(super) fn with_doubted(self, doubted: BTreeMap<String, u32>) -> Self {
+        Self { doubted, ..self }
+    }
+
     /// They have been recorded, and by us.
     pub(super) fn count(&self) {
-        for ((transport, outcome), recipients) in &self.0 {
+        for ((transport, outcome), recipients) in &self.outcomes {
             metrics::counter!(
                 "pombo_outcomes_total", "transport" => transport.clone(), "outcome" => *outcome
             )
             .increment(*recipients);
+        }
+        for (transport, recipients) in &self.doubted {
+            metrics::counter!("pombo_in_doubt_total", "transport" => transport.clone())
+                .increment(u64::from(*recipients));
         }
     }
 }

@@ -13,8 +13,8 @@ use pombo_proto::{
 use super::*;
 use crate::{note::Note, store, verdict::samples};
 
-/// A first attempt by one of two who were given the same delivery; it was heard to be delivered.
-fn delivered(envelope: &Envelope, incarnation: Incarnation) -> Conclude {
+/// A first attempt by one of two who were given the same delivery, and what was heard of it.
+fn heard(outcome: Outcome, envelope: &Envelope, incarnation: Incarnation) -> Conclude {
     let message = encode_message(envelope.clone(), b"");
     let tag = LeaseTag {
         incarnation,
@@ -35,7 +35,7 @@ fn delivered(envelope: &Envelope, incarnation: Incarnation) -> Conclude {
     };
     let outcome = RecipientOutcome {
         recipient: RecipientIndex(0),
-        outcome: Outcome::Delivered(Delivery::new(UnixMillis(1), "mx.example", "250 ok")),
+        outcome,
     };
     let result = AttemptResult {
         result: SubmitResult::Ok(vec![outcome]),
@@ -49,6 +49,7 @@ fn delivered(envelope: &Envelope, incarnation: Incarnation) -> Conclude {
             considered: vec![RecipientIndex(0)],
             result,
             interrupted: false,
+            hold: false,
         },
         doubt: false,
         sessions: Vec::new(),
@@ -58,13 +59,13 @@ fn delivered(envelope: &Envelope, incarnation: Incarnation) -> Conclude {
 }
 
 #[actix::test]
-async fn of_two_who_heard_that_a_message_was_delivered_one_counts_it_and_after_its_commit() {
+async fn of_two_who_heard_what_became_of_a_message_one_counts_it_and_after_its_commit() {
     let metrics = PrometheusBuilder::new().build_recorder();
     let _guard = metrics::set_default_local_recorder(&metrics);
-    let counted = || {
+    let counted = |name: &str| {
         let text = metrics.handle().render();
         let mut lines = text.lines();
-        let line = lines.find(|it| it.starts_with("pombo_outcomes_total{"));
+        let line = lines.find(|it| it.starts_with(name));
         line.map(|it| it.rsplit(' ').next().unwrap_or_default().to_owned())
     };
     let folder = tempfile::tempdir().unwrap();
@@ -82,14 +83,23 @@ async fn of_two_who_heard_that_a_message_was_delivered_one_counts_it_and_after_i
     let blobs = Blobs::open(&blobs).await.unwrap();
     let recorder = Recorder::new(config, store, blobs, Health::default()).start();
 
-    let mut envelope = samples::envelope(1);
-    envelope.id = DoorSequence::default().issue(UnixMillis::now());
-    for _ in 0..2 {
-        let conclude = delivered(&envelope, Incarnation::random());
-        recorder.send(conclude).await.unwrap();
-        while recorder.send(PendingCommits).await.unwrap() > 0 {
-            tokio::task::yield_now().await;
+    let delivered = Outcome::Delivered(Delivery::new(UnixMillis(1), "mx.example", "250 ok"));
+    let in_doubt = Outcome::InDoubt(samples::diagnosis());
+    let counters = [
+        (delivered, "pombo_outcomes_total{"),
+        (in_doubt, "pombo_in_doubt_total{"),
+    ];
+    for (outcome, name) in counters {
+        let mut envelope = samples::envelope(1);
+        envelope.id = DoorSequence::default().issue(UnixMillis::now());
+        assert_eq!(counted(name), None);
+        for _ in 0..2 {
+            let conclude = heard(outcome.clone(), &envelope, Incarnation::random());
+            recorder.send(conclude).await.unwrap();
+            while recorder.send(PendingCommits).await.unwrap() > 0 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(counted(name).as_deref(), Some("1"));
         }
-        assert_eq!(counted().as_deref(), Some("1"));
     }
 }

@@ -171,6 +171,7 @@ impl Session {
             transport: self.peer.transport.clone(),
             considered,
             interrupted,
+            hold: self.holds_doubt(),
         };
         let pause = Duration::from_millis(fastrand::u64(500..2_000));
         let Meaning {

@@ -26,6 +26,7 @@ impl Decision<'_> {
         considered: &[RecipientIndex],
         result: AttemptResult,
         interrupted: bool,
+        hold: bool,
     ) {
         let AttemptResult {
             result,
@@ -41,12 +42,22 @@ impl Decision<'_> {
             weigh(&mut words, recipient, outcome);
         }
         let mut tally = Tally::default();
+        let mut doubted = 0;
         for &index in considered {
             if !self.begin(index, transport) {
                 continue;
             }
-            let said = words.remove(&index).unwrap_or(Outcome::Left);
+            let mut said = words.remove(&index).unwrap_or(Outcome::Left);
             tally.count(&said);
+            if let Outcome::InDoubt(diagnosis) = said {
+                doubted += 1;
+                self.known(index).in_doubt = true;
+                // What comes next is the same, unless it is held.
+                said = Outcome::Deferred {
+                    diagnosis,
+                    destination_down: false,
+                };
+            }
             match said {
                 Outcome::Delivered(delivery) => {
                     self.settle(index, RecipientState::Delivered(delivery))
@@ -59,11 +70,32 @@ impl Decision<'_> {
             }
         }
         self.note("submitmessage", tally.words(transport, &result, end));
+        if doubted > 0 {
+            self.doubt(transport, doubted, hold);
+        }
+    }
+
+    /// The transport was past its point of no return with so many, and never learned what became of them.
+    fn doubt(&mut self, transport: &str, recipients: u32, hold: bool) {
+        let detail = format!("{transport} was not answered; {recipients} may have been sent to");
+        self.note("indoubt", detail);
+        *self.doubted.entry(transport.to_owned()).or_default() += recipients;
+        if hold {
+            let held = format!(
+                "in doubt: {transport} was not answered; release sends it again, drop gives it up"
+            );
+            self.held.get_or_insert(held);
+        }
     }
 
     /// What agents kept of attempts under earlier fences.
     pub(super) fn adopted(&mut self, attempts: Vec<AdoptedAttempt>) {
-        for AdoptedAttempt { transport, result } in attempts {
+        for AdoptedAttempt {
+            transport,
+            result,
+            hold,
+        } in attempts
+        {
             let mut considered = named(&result);
             match result.result {
                 SubmitResult::Ok(_) | SubmitResult::Cancelled(_) => {}
@@ -77,7 +109,7 @@ impl Decision<'_> {
                 | SubmitResult::CriticalError(_) => considered = self.owed_by(&transport),
             }
             // Whether somebody wanted it cancelled is marked at the message; who asked the attempt is not known.
-            self.attempt(&transport, &considered, result, true);
+            self.attempt(&transport, &considered, result, true, hold);
         }
     }
 
@@ -242,7 +274,7 @@ impl Decision<'_> {
                     let at = self.case.now;
                     self.settle(index, RecipientState::Failed { at, diagnosis });
                 }
-                Outcome::Deferred { .. } | Outcome::Left | Outcome::Kept => {}
+                Outcome::Deferred { .. } | Outcome::InDoubt(_) | Outcome::Left | Outcome::Kept => {}
             }
         }
         let detail = match (wanted_again, again) {
@@ -298,16 +330,17 @@ fn finality(outcome: &Outcome) -> u8 {
     match outcome {
         Outcome::Left => 0,
         Outcome::Deferred { .. } => 1,
-        Outcome::Kept => 2,
-        Outcome::Delivered(_) => 3,
-        Outcome::Failed(_) => 4,
+        Outcome::InDoubt(_) => 2,
+        Outcome::Kept => 3,
+        Outcome::Delivered(_) => 4,
+        Outcome::Failed(_) => 5,
     }
 }
 
 /// How many of each, for the timeline.
 #[derive(Default)]
 struct Tally {
-    counts: [u32; 5],
+    counts: [u32; 6],
     /// The first diagnosis among them.
     said: Option<String>,
 }
@@ -315,7 +348,9 @@ struct Tally {
 impl Tally {
     fn count(&mut self, outcome: &Outcome) {
         self.counts[usize::from(finality(outcome))] += 1;
-        if let Outcome::Failed(diagnosis) | Outcome::Deferred { diagnosis, .. } = outcome
+        if let Outcome::Failed(diagnosis)
+        | Outcome::Deferred { diagnosis, .. }
+        | Outcome::InDoubt(diagnosis) = outcome
             && self.said.is_none()
         {
             self.said = Some(format!("{} {}", diagnosis.status, diagnosis.text));
@@ -323,7 +358,14 @@ impl Tally {
     }
 
     fn counts(&self) -> String {
-        let names = ["left", "deferred", "kept", "delivered", "failed"];
+        let names = [
+            "left",
+            "deferred",
+            "in doubt",
+            "kept",
+            "delivered",
+            "failed",
+        ];
         let counts: Vec<String> = names
             .iter()
             .zip(self.counts)

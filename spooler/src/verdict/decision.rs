@@ -1,5 +1,7 @@
 //! A verdict in the making: the rules that do not depend on what a transport said.
 
+use std::collections::BTreeMap;
+
 use pombo_proto::{
     ids::RecipientIndex,
     outcome::{Diagnosis, EnhancedStatus, NdrReason, Relayed, TEXT_BYTES_MAX},
@@ -36,6 +38,10 @@ pub(super) struct Decision<'a> {
     /// Decided by this verdict.
     decided: Vec<RecipientIndex>,
     warned: Vec<RecipientIndex>,
+    /// See [`Verdict::doubted`].
+    pub(super) doubted: BTreeMap<String, u32>,
+    /// Why a person has to see it, if transports said that they are in doubt.
+    pub(super) held: Option<String>,
     /// Why it waits, if that is not for a transport's sake.
     pub(super) parked: Option<String>,
 }
@@ -52,12 +58,19 @@ impl<'a> Decision<'a> {
             progress,
             decided: Vec::new(),
             warned: Vec::new(),
+            doubted: BTreeMap::new(),
+            held: None,
             parked: None,
         }
     }
 
     /// What happened.
     pub(super) fn take_in(&mut self, happened: Happened) -> Option<PutAway> {
+        let put_away = self.take_in_all(happened);
+        put_away.or_else(|| self.held.take().map(PutAway::Held))
+    }
+
+    fn take_in_all(&mut self, happened: Happened) -> Option<PutAway> {
         match happened {
             Happened::Nothing => {}
             Happened::Attempt {
@@ -65,7 +78,8 @@ impl<'a> Decision<'a> {
                 considered,
                 result,
                 interrupted,
-            } => self.attempt(&transport, &considered, result, interrupted),
+                hold,
+            } => self.attempt(&transport, &considered, result, interrupted, hold),
             Happened::Adopted(attempts) => self.adopted(attempts),
             // Nothing is decided: see [`Self::unknown`].
             Happened::Unknown { .. } => {}
@@ -120,6 +134,7 @@ impl<'a> Decision<'a> {
             progress: self.progress,
             disposition: Disposition::Waiting(waiting),
             reports: Vec::new(),
+            doubted: self.doubted,
         }
     }
 
@@ -300,6 +315,7 @@ impl<'a> Decision<'a> {
             progress: self.progress,
             disposition,
             reports,
+            doubted: self.doubted,
         }
     }
 

@@ -17,6 +17,8 @@ pub struct Tried {
     pub considered: Vec<RecipientIndex>,
     /// See [`Happened::Attempt`].
     pub interrupted: bool,
+    /// See [`Happened::Attempt`].
+    pub hold: bool,
 }
 
 /// What to conclude.
@@ -36,6 +38,7 @@ pub fn ended(tried: Tried, ended: Ended, now: UnixMillis, pause: Duration) -> Me
         transport,
         considered,
         interrupted,
+        hold,
     } = tried;
     let sure = |happened, kept| Meaning {
         happened,
@@ -49,6 +52,7 @@ pub fn ended(tried: Tried, ended: Ended, now: UnixMillis, pause: Duration) -> Me
                 considered,
                 result,
                 interrupted,
+                hold,
             },
             true,
         ),

@@ -13,10 +13,11 @@
 //! - **A recipient is decided once.** What is said of it later changes nothing and reports nothing, so there is at most one
 //!   final report per recipient and message.
 //! - StatusRecips are collected over the attempt and weighed together with the outcomes. Of two words about one recipient
-//!   the more final one counts, in this order: not delivered, delivered, kept, deferred, left; of two equal ones the first,
+//!   the more final one counts, in this order: not delivered, delivered, kept, in doubt, deferred, left; of two equal ones the first,
 //!   where statuses come before outcomes because they are what the foreign system said. "Not delivered" beats "delivered"
 //!   because a sender who wrongly hears of a failure asks, and one who wrongly hears nothing does not.
 //! - A recipient that a considered transport does not name was left by it.
+//! - Who is in doubt is marked and counted, and then deferred; but where the transport's doubt is held, the message waits for a person.
 //! - Everything that is not decided waits for a time: no state of a message has no next step.
 //! - One report per verdict and kind, never one per recipient; none about a report or to the null reverse-path
 //!   (RFC 5321 6.1), and only to those who asked by NOTIFY.
@@ -30,6 +31,8 @@ pub(crate) mod samples;
 #[cfg(test)]
 mod tests;
 mod waiting;
+
+use std::collections::BTreeMap;
 
 use pombo_proto::{
     ids::{Fence, MessageId, RecipientIndex},
@@ -101,6 +104,8 @@ pub enum Happened {
         /// The spooler itself had asked for a cancel, for its own reasons (a time limit, going down), and nobody has marked
         /// the message: MAPI_E_CANCEL then means "not sent", and not "not wanted".
         interrupted: bool,
+        /// Whether this transport's doubt waits for a person.
+        hold: bool,
     },
     /// Attempts of earlier holders were found with the agents that keep them. Several: the result of one may have been
     /// recorded before, and another one's not.
@@ -172,6 +177,8 @@ pub struct AdoptedAttempt {
     pub transport: String,
     /// What it brought. Whom it was to consider is known by whom it names: an agent names all of them.
     pub result: AttemptResult,
+    /// Whether this transport's doubt waits for a person.
+    pub hold: bool,
 }
 
 /// What is to be recorded.
@@ -183,6 +190,9 @@ pub struct Verdict {
     pub disposition: Disposition,
     /// What its sender is told.
     pub reports: Vec<ReportSpec>,
+    /// How many recipients may have been sent to by attempts that said so themselves, by transport: to be counted once this is
+    /// recorded.
+    pub doubted: BTreeMap<String, u32>,
 }
 
 /// Where a message goes after a verdict.

@@ -1,15 +1,15 @@
 //! Where doubt is held, nothing is sent twice by itself: what was at its final dot with an agent that died waits for a person, and
-//! what was not is sent.
+//! what was not is sent. So it is with what another system took without saying so, and nobody died.
 
 use std::time::Duration;
 
 use pombo_tests::{
     Installation, Sink, eventually,
-    installation::Agent,
+    installation::{Agent, Builder},
     load::Python,
     scripted::journal::{Entry, Journal},
     service::Service,
-    sink::{Stage, at},
+    sink::{Seen, Stage, at},
 };
 use serde_json::Value;
 
@@ -112,6 +112,83 @@ async fn what_was_at_its_dot_waits_for_a_person_and_what_was_not_is_sent() -> an
     let report = |entry: &Entry| entry.text("class") == "REPORT.IPM.Note.NDR";
     journal.wait_for(SOON, "submit", 1, report).await;
     pombo.stops_cleanly(LONG).await;
+    Ok(())
+}
+
+/// A world that takes the first message for each recipient and never says so: it hangs up, or is silent for longer than the
+/// agent waits.
+async fn never_answers() -> anyhow::Result<(Sink, Builder)> {
+    let world = Sink::start().await?;
+    let first = |domain| at(Stage::Dot).domain(domain).first_of_each(1);
+    world.rule(first("hangup.example").accept_and_drop());
+    world.rule(first("silent.example").wait(Duration::from_secs(4)));
+    let builder = crate::relay::with(
+        &world,
+        |door| door,
+        |out| out.line("timeouts.data_end = \"1s\""),
+    );
+    Ok((world, builder))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_without_a_word_is_sent_again_and_counted_once_each() -> anyhow::Result<()> {
+    let (world, builder) = never_answers().await?;
+    let mut pombo = started(builder).await?;
+    for to in ["bob@hangup.example", "bob@silent.example"] {
+        let id = submit(&pombo, to).await;
+        is_in_state(&pombo, &id, "finished", LONG).await;
+        let both = |seen: &Seen| seen.mail_for(to).count() == 2;
+        world.wait_for(SOON, "both copies", both).await;
+        let trace = ask(&pombo, &["trace", &id]).await;
+        assert_eq!(trace["recipients"][0]["in_doubt"], true, "{trace}");
+        assert!(
+            trace.to_string().contains("may have been sent to"),
+            "{trace}"
+        );
+    }
+    let counted = pombo.spooler(0).metric("pombo_in_doubt_total").await?;
+    assert_eq!(counted, 2.0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_without_a_word_waits_for_a_person_where_doubt_is_held() -> anyhow::Result<()>
+{
+    let (world, builder) = never_answers().await?;
+    let mut pombo = started(builder.transport_line("out", "in_doubt = \"hold\"")).await?;
+    let addresses = ["release@silent.example", "drop@hangup.example"];
+    let mut ids = Vec::new();
+    for to in addresses {
+        ids.push(submit(&pombo, to).await);
+    }
+    for id in &ids {
+        let why = is_in_state(&pombo, id, "held", LONG).await;
+        let said = why["waiting_for"].as_str().unwrap_or_default();
+        assert!(said.contains("in doubt"), "{why}");
+    }
+    let listed = ask(&pombo, &["queue", "--in-doubt"]).await;
+    let rows = listed.as_array().expect("rows").iter();
+    let listed: Vec<&str> = rows.filter_map(|row| row["id"].as_str()).collect();
+    assert_eq!(listed, ids);
+    let taken = |seen: &Seen| addresses.map(|to| seen.mail_for(to).count()) == [1, 1];
+    world.wait_for(SOON, "one copy each", taken).await;
+    let counted = pombo.spooler(0).metric("pombo_in_doubt_total").await?;
+    assert_eq!(counted, 2.0);
+
+    pombo.pombo(&["release", &ids[0]]).await;
+    pombo.pombo(&["drop", &ids[1]]).await;
+    for (id, state) in ids.iter().zip(["delivered", "failed"]) {
+        is_in_state(&pombo, id, "finished", SOON).await;
+        let trace = ask(&pombo, &["trace", id]).await;
+        assert_eq!(trace["recipients"][0]["state"], state, "{trace}");
+    }
+    let told = |seen: &Seen| seen.mail_for("alice@example.org").count() == 1;
+    world
+        .wait_for(SOON, "a report of what was given up", told)
+        .await;
+    world.look(|seen| assert_eq!(addresses.map(|to| seen.mail_for(to).count()), [2, 1]));
+    let counted = pombo.spooler(0).metric("pombo_in_doubt_total").await?;
+    assert_eq!(counted, 2.0);
     Ok(())
 }
 

@@ -98,6 +98,8 @@ pub(super) struct Sending {
     /// Only where doubt is held.
     go: Option<Arc<Go>>,
     unreadable: AtomicBool,
+    /// The transport was told that it may finish: from then on it may have been sent.
+    finishing: AtomicBool,
     said: Mutex<Said>,
     /// Room for the body, once it was asked for; until the submission is over.
     held: Mutex<Option<OwnedSemaphorePermit>>,
@@ -149,6 +151,7 @@ impl Sending {
             since,
             go,
             unreadable: AtomicBool::new(false),
+            finishing: AtomicBool::new(false),
             said: Mutex::default(),
             held: Mutex::default(),
         }))
@@ -162,10 +165,7 @@ impl Sending {
         let result = call.await.unwrap_or_else(|_| {
             tracing::error!(id = %id, "the transport panicked in SubmitMessage");
             metrics::counter!("pombo_agent_panics_total").increment(1);
-            let status = EnhancedStatus::new(4, 3, 0);
-            let text = "the transport failed on this message";
-            let diagnosis = Diagnosis::new(status, NdrReason::TransferFailed, text);
-            SubmitResult::Wait(AFTER_PANIC, Some(diagnosis))
+            self.panicked()
         });
         let result = self.checked(result);
         if matches!(result, SubmitResult::Ok(_)) {
@@ -178,6 +178,21 @@ impl Sending {
         let unreadable = self.unreadable.load(Ordering::Acquire) && !sent;
         let told = Told::Returned(id, (!unreadable).then_some(result));
         self.tools.teller.tell(told);
+    }
+
+    /// What a panic leaves behind: nothing, or doubt about everybody of whom nothing else was said.
+    fn panicked(&self) -> SubmitResult {
+        let status = EnhancedStatus::new(4, 3, 0);
+        let text = "the transport failed on this message";
+        let diagnosis = Diagnosis::new(status, NdrReason::TransferFailed, text);
+        if !self.finishing.load(Ordering::Acquire) {
+            return SubmitResult::Wait(AFTER_PANIC, Some(diagnosis));
+        }
+        let in_doubt = |recipient: &RecipientIndex| RecipientOutcome {
+            recipient: *recipient,
+            outcome: Outcome::InDoubt(diagnosis.clone()),
+        };
+        SubmitResult::Ok(self.considered.iter().map(in_doubt).collect())
     }
 
     /// An outcome of each considered recipient and of no other, with texts that fit into a frame. Who is not named was left;
@@ -243,7 +258,9 @@ fn shorten(outcomes: &mut [RecipientOutcome]) {
                 cut(&mut delivery.remote);
                 cut(&mut delivery.reply);
             }
-            Outcome::Failed(diagnosis) | Outcome::Deferred { diagnosis, .. } => {
+            Outcome::Failed(diagnosis)
+            | Outcome::Deferred { diagnosis, .. }
+            | Outcome::InDoubt(diagnosis) => {
                 cut(&mut diagnosis.text);
                 diagnosis.remote.iter_mut().for_each(cut);
                 diagnosis.reply.iter_mut().for_each(cut);
@@ -339,6 +356,15 @@ impl SubmissionHandle for Handle {
 
     async fn may_finish(&self) -> bool {
         let it = &self.0;
+        let may = it.may_finish().await;
+        it.finishing.fetch_or(may, Ordering::AcqRel);
+        may
+    }
+}
+
+impl Sending {
+    async fn may_finish(&self) -> bool {
+        let it = self;
         if !it.may_send() {
             return false;
         }

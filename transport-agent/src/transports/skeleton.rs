@@ -20,6 +20,8 @@
 //!   never wait or retry inside; whom you do not name is `Left` for the next transport.
 //! - **Ask `may_finish` right before the point of no return**, and leave no trace if it says no. It may take a round trip to the
 //!   spooler and a commit there, and a yes is good for ten seconds: have everything else done, and go on at once.
+//! - **Behind it, say `InDoubt` of what may have been sent.** If you never learn what became of it (no answer, half a write), it is
+//!   not `Deferred`: a person may want to look before it is sent again. `Deferred` is for what was certainly not sent.
 //! - **"Done" only after `save_changes` has returned an id.** Until then the foreign system must keep the message; then
 //!   tell it. If you die in between, you will read the message again: derive its identity from the source
 //!   ([`Identity::Derived`]), and the second copy vanishes.
@@ -177,24 +179,22 @@ impl Transport for Skeleton {
         if message.is_cancelled() {
             return SubmitResult::Cancelled(Vec::new());
         }
-        let written = if message.may_finish().await {
-            append(&self.config.outgoing, lines).await
-        } else {
-            Err(io::Error::other("the right to send has run out"))
-        };
-        let outcome = match written {
-            Ok(()) => {
-                Outcome::Delivered(Delivery::new(UnixMillis::now(), support.host(), "written"))
-            }
-            Err(error) => {
-                let status = EnhancedStatus::new(4, 3, 0);
-                let diagnosis =
-                    Diagnosis::new(status, NdrReason::TransferFailed, error.to_string());
-                Outcome::Deferred {
-                    diagnosis,
-                    destination_down: true,
+        let outcome = match open(&self.config.outgoing).await {
+            Err(error) => Outcome::Deferred {
+                diagnosis: diagnosis(&error),
+                destination_down: true,
+            },
+            Ok(_) if !message.may_finish().await => Outcome::Deferred {
+                diagnosis: diagnosis(&io::Error::other("the right to send has run out")),
+                destination_down: false,
+            },
+            // From here on nobody knows how much of it is there if it fails.
+            Ok(file) => match append(file, lines).await {
+                Ok(()) => {
+                    Outcome::Delivered(Delivery::new(UnixMillis::now(), support.host(), "written"))
                 }
-            }
+                Err(error) => Outcome::InDoubt(diagnosis(&error)),
+            },
         };
         let each = |(recipient, _)| RecipientOutcome {
             recipient,
@@ -260,15 +260,20 @@ impl Transport for Skeleton {
 }
 
 /// Appends and syncs: what is reported as delivered must survive.
-async fn append(path: &std::path::Path, lines: String) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .await?;
+async fn open(path: &std::path::Path) -> io::Result<fs::File> {
+    let mut options = fs::OpenOptions::new();
+    options.create(true).append(true).open(path).await
+}
+
+async fn append(mut file: fs::File, lines: String) -> io::Result<()> {
     file.write_all(lines.as_bytes()).await?;
     file.flush().await?;
     file.sync_all().await
+}
+
+fn diagnosis(error: &io::Error) -> Diagnosis {
+    let status = EnhancedStatus::new(4, 3, 0);
+    Diagnosis::new(status, NdrReason::TransferFailed, error.to_string())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ fn adopted(transport: &str, result: SubmitResult) -> AdoptedAttempt {
             end: None,
             statuses: Vec::new(),
         },
+        hold: false,
     }
 }
 
@@ -74,6 +75,7 @@ fn what_was_lost_at_its_dot_is_held_unless_its_results_were_found() {
             end: SENT,
             statuses: Vec::new(),
         },
+        hold: true,
     };
     let verdict = lost(vec![found([delivered(), deferred()])]);
     assert!(matches!(verdict.disposition, Disposition::Waiting(_)));
@@ -108,6 +110,7 @@ fn what_was_deadly_alone_is_dead_unless_it_was_delivered() {
         vec![AdoptedAttempt {
             transport: FIRST.to_owned(),
             result,
+            hold: true,
         }]
     };
     assert!(dead(&deadly(found(deferred()))));
@@ -155,4 +158,123 @@ fn an_adopted_attempt_that_did_nothing_passes_nobody_on() {
         assert!(verdict.progress.recipients[0].passed.is_empty());
         assert!(matches!(verdict.disposition, Disposition::Waiting(it) if it.again_now));
     }
+}
+
+fn in_doubt() -> Outcome {
+    Outcome::InDoubt(diagnosis())
+}
+
+/// Whom the verdict marks, and what it has counted.
+fn marked(verdict: &Verdict) -> (Vec<bool>, u32) {
+    let all = verdict.progress.recipients.iter();
+    let counted = verdict.doubted.get(FIRST).copied().unwrap_or_default();
+    (all.map(|it| it.in_doubt).collect(), counted)
+}
+
+#[test]
+fn who_may_have_been_sent_to_is_marked_and_counted_and_tried_again_or_held() {
+    let fixture = Fixture::new(3);
+    let attempt = |progress, hold| {
+        let result = AttemptResult {
+            result: ok([in_doubt(), delivered(), in_doubt()]),
+            end: Some(EndMessageFlag::ResendLater),
+            statuses: Vec::new(),
+        };
+        let happened = Happened::Attempt {
+            transport: FIRST.to_owned(),
+            considered: fixture.all(),
+            result,
+            interrupted: false,
+            hold,
+        };
+        fixture.decide(progress, happened)
+    };
+    let verdict = attempt(fixture.fresh(), false);
+    assert_eq!(marked(&verdict), (vec![true, false, true], 2));
+    let known = &verdict.progress.recipients[0];
+    assert!((known.tries, known.last.as_ref()) == (1, Some(&diagnosis())));
+    // As whoever is deferred.
+    assert!(waiting(&verdict).due > NOW);
+    let noted = |verdict: &Verdict| {
+        let all = verdict.progress.timeline.iter();
+        all.filter(|it| it.what == "indoubt").count()
+    };
+    assert_eq!(noted(&verdict), 1);
+
+    let held = attempt(fixture.fresh(), true);
+    assert_eq!(marked(&held), (vec![true, false, true], 2));
+    let Disposition::Held { reason } = &held.disposition else {
+        panic!("{:?}", held.disposition)
+    };
+    assert!(reason.starts_with("in doubt"), "{reason}");
+    assert_eq!(held.progress.in_doubt(), 2);
+
+    // The next attempt counts again, and only whom it was about. One that ends well ends it.
+    let again = attempt(verdict.progress, true);
+    assert_eq!((marked(&again).1, noted(&again)), (2, 2));
+    let released = fixture.attempt(
+        held.progress,
+        ok([delivered(), delivered(), delivered()]),
+        SENT,
+    );
+    assert!(matches!(released.disposition, Disposition::Finished));
+    assert!(released.doubted.is_empty());
+    assert_eq!(released.progress.in_doubt(), 0);
+}
+
+#[test]
+fn doubt_that_is_found_by_adoption_is_counted_and_held_as_any_other() {
+    let fixture = Fixture::new(2);
+    let found = |hold| AdoptedAttempt {
+        hold,
+        ..adopted(FIRST, SubmitResult::Ok(vec![of(1, in_doubt())]))
+    };
+    let verdict = fixture.decide(fixture.fresh(), Happened::Adopted(vec![found(false)]));
+    assert_eq!(marked(&verdict), (vec![false, true], 1));
+    assert!(matches!(verdict.disposition, Disposition::Waiting(_)));
+    let verdict = fixture.decide(fixture.fresh(), Happened::Adopted(vec![found(true)]));
+    assert_eq!(marked(&verdict), (vec![false, true], 1));
+    assert!(matches!(verdict.disposition, Disposition::Held { .. }));
+    // Dead is dead: a person sees it anyway.
+    let deadly = Happened::Deadly {
+        reason: "it kills".to_owned(),
+        found: vec![found(true)],
+    };
+    let verdict = fixture.decide(fixture.fresh(), deadly);
+    assert_eq!(marked(&verdict), (vec![false, true], 1));
+    assert!(matches!(verdict.disposition, Disposition::Dead { .. }));
+}
+
+#[test]
+fn a_status_that_says_what_became_of_it_leaves_no_doubt() {
+    let fixture = Fixture::new(1);
+    let delivery = Delivery::new(NOW, "mx.example.org", "250 ok");
+    let statuses = vec![(RecipientIndex(0), RecipientStatus::Delivered(delivery))];
+    let verdict = fixture.attempt_with(fixture.fresh(), ok([in_doubt()]), SENT, statuses);
+    assert_eq!(marked(&verdict), (vec![false], 0));
+    assert!(matches!(verdict.disposition, Disposition::Finished));
+}
+
+/// An attempt that takes too long is asked to return, and does so behind its dot, without an answer.
+#[test]
+fn doubt_outlives_an_interruption_and_a_cancel_ends_it() {
+    let mut fixture = Fixture::new(1);
+    let interrupted = || Happened::Attempt {
+        transport: FIRST.to_owned(),
+        considered: vec![RecipientIndex(0)],
+        result: AttemptResult {
+            result: SubmitResult::Cancelled(vec![of(0, in_doubt())]),
+            end: None,
+            statuses: Vec::new(),
+        },
+        interrupted: true,
+        hold: true,
+    };
+    let verdict = fixture.decide(fixture.fresh(), interrupted());
+    assert_eq!(marked(&verdict), (vec![true], 1));
+    assert!(matches!(verdict.disposition, Disposition::Held { .. }));
+    fixture.cancelled = true;
+    let verdict = fixture.decide(fixture.fresh(), interrupted());
+    assert_eq!(marked(&verdict), (vec![true], 1));
+    assert!(matches!(verdict.disposition, Disposition::Finished));
 }

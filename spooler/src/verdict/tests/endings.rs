@@ -37,6 +37,7 @@ fn mapi_e_cancel_without_a_mark_is_obeyed_unless_we_interrupted_it_ourselves() {
         considered: fixture.all(),
         result,
         interrupted: true,
+        hold: true,
     };
     let verdict = fixture.decide(fixture.fresh(), interrupted);
     assert!(matches!(state(&verdict, 0), RecipientState::Pending { .. }));

@@ -127,6 +127,7 @@ impl Life {
             1 => failed(),
             2 => Outcome::Left,
             3 => Outcome::Kept,
+            4 => Outcome::InDoubt(diagnosis()),
             _ => deferred(),
         };
         let outcomes: Vec<RecipientOutcome> = (0..random.usize(0..plan.recipients.len() + 2))
@@ -174,7 +175,13 @@ impl Life {
             end: end.flatten(),
             statuses,
         };
-        happened(&plan.transport, plan.recipients.clone(), result)
+        Happened::Attempt {
+            transport: plan.transport.clone(),
+            considered: plan.recipients.clone(),
+            result,
+            interrupted: false,
+            hold: random.bool(),
+        }
     }
 
     fn check(&mut self, before: &Progress, verdict: &Verdict, seed: u64) {
@@ -220,6 +227,16 @@ impl Life {
                 "seed {seed}"
             );
             assert!(after.in_doubt >= before.in_doubt, "seed {seed}");
+        }
+        let newly = before.recipients.iter().zip(&verdict.progress.recipients);
+        let newly = newly.filter(|(before, after)| after.in_doubt > before.in_doubt);
+        let lost = verdict.progress.timeline.iter().rev().take(3);
+        if !lost.clone().any(|it| it.what == "sessionlost") {
+            let counted: u32 = verdict.doubted.values().sum();
+            assert!(
+                newly.count() <= counted as usize,
+                "seed {seed}: not counted"
+            );
         }
         assert!(verdict.progress.timeline.len() <= crate::progress::TIMELINE_MAX);
     }

@@ -124,6 +124,7 @@ fn happened(transport: &str, considered: Vec<RecipientIndex>, result: AttemptRes
         considered,
         result,
         interrupted: false,
+        hold: false,
     }
 }
 

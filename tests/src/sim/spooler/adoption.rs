@@ -352,7 +352,11 @@ impl Spooler {
                 Knows::Done(result, session) => {
                     // It has a result: no doubt about that one.
                     dot = dot.filter(|it| it.instance != instance);
-                    found.push(AdoptedAttempt { transport, result });
+                    found.push(AdoptedAttempt {
+                        hold: holds_doubt(&transport, cx),
+                        transport,
+                        result,
+                    });
                     sessions.push(session);
                 }
                 Knows::Gone | Knows::Struck => {

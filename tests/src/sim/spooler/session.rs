@@ -475,6 +475,7 @@ impl Spooler {
                         return;
                     };
                     let tried = Tried {
+                        hold: holds_doubt(&transport, cx),
                         transport,
                         considered: it.considered,
                         interrupted: false,

@@ -405,6 +405,7 @@ fn count(result: &SubmitResult) {
             Outcome::Deferred { .. } => "deferred",
             Outcome::Left => "left",
             Outcome::Kept => "kept",
+            Outcome::InDoubt(_) => "in_doubt",
         };
         metrics::counter!("pombo_agent_outcomes_total", "outcome" => label).increment(1);
     }

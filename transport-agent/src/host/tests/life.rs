@@ -37,7 +37,7 @@ async fn logon_with_flags_address_types_and_validation() {
     let mut world = World::new(Setup::default()).await;
     let mut spooler = Spooler::new(world.mine);
     let accepted = spooler.logon(&mut world).await.unwrap();
-    assert_eq!((accepted.version, accepted.credit), (1, 10));
+    assert_eq!((accepted.version, accepted.credit), (VERSIONS.max, 10));
     assert!(!accepted.poll && !accepted.idle && !accepted.hold_in_doubt);
     let Verb::AddressTypesReply(types) = spooler.ask(&mut world, Verb::AddressTypes).await else {
         panic!("an answer")

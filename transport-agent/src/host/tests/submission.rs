@@ -151,6 +151,51 @@ async fn a_panic_is_a_temporary_failure_of_that_message_alone() {
 }
 
 #[actix::test]
+async fn a_panic_behind_the_point_of_no_return_leaves_doubt_unless_the_spooler_is_too_old() {
+    use pombo_proto::outcome::Outcome;
+    for (newest, doubts) in [(1, false), (2, true)] {
+        let mut world = World::new(Setup::default()).await;
+        let mut spooler = Spooler::new(world.mine);
+        let logon = pombo_proto::verbs::Logon {
+            versions: pombo_proto::verbs::VersionRange {
+                min: 1,
+                max: newest,
+            },
+            spooler: String::new(),
+            no_connect: false,
+            no_inbound: true,
+            no_outbound: false,
+            blobs: String::new(),
+        };
+        spooler.logon_with(&mut world, logon).await.unwrap();
+        let begin = TransportNotification::BeginOutbound;
+        spooler.notify(&world, begin).await;
+        // Its row is answered: it has a right to send.
+        spooler.row(&mut world, |row| row.outbound.enabled).await;
+        let message = message(2);
+        spooler.submit(&world, &message, 0).await;
+        let (submission, answer) = world.submission().await;
+        assert!(submission.may_finish().await);
+        drop(answer);
+        let Verb::Reference { .. } = spooler.next(&mut world).await else {
+            panic!("EndMessage needs one")
+        };
+        let Verb::SubmitReply { result, .. } = spooler.next(&mut world).await else {
+            panic!("a reply")
+        };
+        let Ok(SubmitResult::Ok(outcomes)) = result else {
+            panic!("{result:?}")
+        };
+        assert_eq!(outcomes.len(), 2);
+        for it in outcomes {
+            let in_doubt = matches!(it.outcome, Outcome::InDoubt(_));
+            let deferred = matches!(it.outcome, Outcome::Deferred { .. });
+            assert_eq!((in_doubt, deferred), (doubts, !doubts));
+        }
+    }
+}
+
+#[actix::test]
 async fn another_spooler_adopts_what_the_first_left() {
     let mut world = World::new(Setup::default()).await;
     let mut first = world.spooler().await;

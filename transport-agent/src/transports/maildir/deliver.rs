@@ -3,6 +3,8 @@
 //! Copies are written in groups: all files of a group, then their syncs, then the renames, then one sync per Maildir.
 //! The spooler is asked between staging and renames whether the group may still be finished. File IO runs on blocking
 //! threads, at most `concurrency` at a time; the file system makes one journal commit of syncs that meet in it.
+//!
+//! Nothing here is ever in doubt: a copy is named after its message and recipient, so a repeat finds what is there.
 
 use std::{
     collections::HashSet,

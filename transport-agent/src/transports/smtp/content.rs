@@ -125,7 +125,7 @@ fn delivered(connection: &Connection, batch: &mut [Rcpt<'_>], reply: &Reply) {
 fn unknown(connection: &mut Connection, batch: &mut [Rcpt<'_>], error: &ConnectionError) {
     connection.finished = true;
     let text = format!(
-        "{}: {error}; the message may have been received and will be sent again",
+        "{}: {error}; the message may have been received",
         connection.place()
     );
     let diagnosis = Diagnosis {
@@ -136,9 +136,5 @@ fn unknown(connection: &mut Connection, batch: &mut [Rcpt<'_>], error: &Connecti
             text,
         )
     };
-    let outcome = Outcome::Deferred {
-        diagnosis,
-        destination_down: false,
-    };
-    decide(batch, &State::Accepted, &outcome);
+    decide(batch, &State::Accepted, &Outcome::InDoubt(diagnosis));
 }

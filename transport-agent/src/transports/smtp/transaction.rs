@@ -3,7 +3,7 @@
 //! With PIPELINING (RFC 2920) MAIL, all RCPT and DATA are one write, and then every reply is looked at. The content and the
 //! final dot are one write if they are small. **The dot is the point of no return**: up to it a cancel breaks the connection, which
 //! makes the server forget everything; behind it only the reply counts. A connection that is lost between the dot and its reply
-//! leaves the recipients deferred with 4.4.2, and a text that says that they may have it: at least once.
+//! leaves the recipients in doubt with 4.4.2, and a text that says that they may have it.
 
 use std::{borrow::Cow, time::Duration};
 

@@ -46,6 +46,7 @@ fn code(outcome: &Outcome) -> String {
         }
         Outcome::Left => "left".to_owned(),
         Outcome::Kept => "kept".to_owned(),
+        Outcome::InDoubt(_) => "in doubt".to_owned(),
     }
 }
 

@@ -99,7 +99,7 @@ async fn cancel_behind_the_final_dot_does_not_wait_for_ever() {
         message.cancel();
     });
     let lines = told(result);
-    assert_begins(&lines, &["0 deferred 4.4.2 "]);
+    assert_begins(&lines, &["0 in doubt 4.4.2 "]);
     assert!(lines[0].contains("may have been received"), "{lines:?}");
     server.finish().await;
 }

@@ -316,6 +316,7 @@ fn told(result: SubmitResult) -> Vec<String> {
                 } => format!("deferred {}", words(diagnosis)),
                 Outcome::Left => "left".to_owned(),
                 Outcome::Kept => "kept".to_owned(),
+                Outcome::InDoubt(diagnosis) => format!("in doubt {}", words(diagnosis)),
             };
             format!("{prefix}{} {what}", one.recipient.0)
         })

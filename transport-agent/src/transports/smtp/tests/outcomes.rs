@@ -150,15 +150,16 @@ async fn a_server_without_ehlo_is_told_helo() {
 
 #[tokio::test]
 async fn a_lost_answer_to_the_final_dot_leaves_doubt() {
-    let script = format!("{HELLO}{}", TAKEN.replace("S: 250 2.0.0 queued\n", "X\n"));
-    let server = Server::play([script]).await;
-    let lines = Rig::smarthost(&server, "")
-        .await
-        .send(Message::to_bob())
-        .await;
-    assert_begins(&lines, &["0 deferred 4.4.2 "]);
-    assert!(lines[0].contains("may have been received"), "{lines:?}");
-    server.finish().await;
+    let nonsense = "S: 354 go on\nE\n";
+    for instead in ["X\n", "E\n", "S: what?\nE\n", nonsense] {
+        let script = TAKEN.replace("S: 250 2.0.0 queued\n", instead);
+        let server = Server::play([format!("{HELLO}{script}")]).await;
+        let rig = Rig::smarthost(&server, "[timeouts]\ndata_end = \"100ms\"").await;
+        let lines = rig.send(Message::to_bob()).await;
+        assert_begins(&lines, &["0 in doubt 4.4.2 "]);
+        assert!(lines[0].contains("may have been received"), "{lines:?}");
+        server.finish().await;
+    }
 }
 
 #[tokio::test]
@@ -238,16 +239,20 @@ async fn a_destination_that_cannot_be_reached_is_down() {
 #[tokio::test]
 async fn a_server_that_falls_silent_is_not_waited_for_for_ever() {
     let group = "C: MAIL FROM:<ann@a.test>\nC: RCPT TO:<bob@b.test>\nC: DATA\n";
-    for silent in [
-        format!("{group}E"),
-        format!("{group}S: 250 ok\nE"),
-        format!("{group}S: 250 ok\nS: 250 ok\nE"),
-        format!("{group}S: 250 ok\nS: 250 ok\nS: 354 go\nB\nE"),
+    let behind_the_dot = format!("{group}S: 250 ok\nS: 250 ok\nS: 354 go\nB\nE");
+    for (silent, expected) in [
+        (format!("{group}E"), "0 deferred 4.4.2 "),
+        (format!("{group}S: 250 ok\nE"), "0 deferred 4.4.2 "),
+        (
+            format!("{group}S: 250 ok\nS: 250 ok\nE"),
+            "0 deferred 4.4.2 ",
+        ),
+        (behind_the_dot, "0 in doubt 4.4.2 "),
     ] {
         let server = Server::play([format!("{HELLO}{silent}")]).await;
         let limits = "[timeouts]\nmail = \"100ms\"\nrcpt = \"100ms\"\ndata_start = \"100ms\"\ndata_end = \"100ms\"";
         let rig = Rig::smarthost(&server, limits).await;
-        assert_begins(&rig.send(Message::to_bob()).await, &["0 deferred 4.4.2 "]);
+        assert_begins(&rig.send(Message::to_bob()).await, &[expected]);
         server.finish().await;
     }
 }
