@@ -6,10 +6,11 @@
 //!          listed, gone: nobody will answer any more ------------'
 //! ```
 //!
-//! Drained in this order: feed what has come, then [`Doubts::take_settled`] until it gives nothing.
+//! Drained in this order: feed what has come, then [`Doubts::take_settled`] until it gives nothing. Everything here is in the order
+//! of its ids, so that the same inputs have the same consequences: the simulation drives it by seeds.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -32,7 +33,7 @@ const MISSING_MAX: u32 = 2;
 
 /// What one instance knows of one message.
 #[derive(Debug)]
-pub(super) enum Knows {
+pub enum Knows {
     /// Not yet answered; or under way, ask again. Not in the store's list for so many times.
     Asked {
         /// How many.
@@ -68,7 +69,7 @@ impl Knows {
 
 /// One instance that could have a message.
 #[derive(Debug)]
-pub(super) struct Suspected {
+pub struct Suspected {
     /// Its transport.
     pub transport: String,
     /// What it knows.
@@ -77,11 +78,11 @@ pub(super) struct Suspected {
 
 /// One message.
 #[derive(Debug)]
-pub(super) struct Doubt {
+pub struct Doubt {
     /// It, and the right to decide.
     pub job: Job,
     /// Who could have it.
-    pub instances: HashMap<Instance, Suspected>,
+    pub instances: BTreeMap<Instance, Suspected>,
     /// An attempt that is under way for longer is asked to return: when, and again after as long.
     cancel_at: Instant,
 }
@@ -95,7 +96,7 @@ impl Doubt {
 
 /// What an answer asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub enum Next {
     /// Nothing, for now.
     Wait,
     /// EndMessage, to who answered.
@@ -106,17 +107,17 @@ pub(super) enum Next {
 
 /// What the store's list of agents says.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Silent {
+pub struct Silent {
     /// Lost their right to send: to be struck off, if their counters still stand there. Also those that nothing waits for: when
     /// it was is compared with what comes later, and an agent that died idle never had that.
-    pub gone: HashMap<Instance, u64>,
+    pub gone: BTreeMap<Instance, u64>,
     /// Asked, and listed no more: to be looked up.
-    pub missing: HashSet<Instance>,
+    pub missing: BTreeSet<Instance>,
 }
 
 /// What became of an instance that was listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub enum End {
     /// None: it is listed again, or still.
     Listed,
     /// It has lost its right to send, and was struck off: who knows what it had.
@@ -138,9 +139,9 @@ impl End {
 
 /// All of them. What bounds it is what the outbox claims.
 #[derive(Debug)]
-pub(super) struct Doubts {
+pub struct Doubts {
     attempt_max: Duration,
-    doubts: HashMap<MessageId, Doubt>,
+    doubts: BTreeMap<MessageId, Doubt>,
 }
 
 impl Doubts {
@@ -148,14 +149,21 @@ impl Doubts {
     pub fn new(attempt_max: Duration) -> Self {
         Self {
             attempt_max,
-            doubts: HashMap::new(),
+            doubts: BTreeMap::new(),
         }
     }
 
+    /// Messages in doubt.
     pub fn len(&self) -> usize {
         self.doubts.len()
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.doubts.is_empty()
+    }
+
+    /// Forgets all of them: the term is over, and the claims with it.
     pub fn clear(&mut self) {
         self.doubts.clear();
     }
@@ -164,7 +172,7 @@ impl Doubts {
     pub fn begin(
         &mut self,
         job: Job,
-        instances: HashMap<Instance, Suspected>,
+        instances: BTreeMap<Instance, Suspected>,
         now: Instant,
     ) -> Option<Doubt> {
         let doubt = Doubt {
@@ -185,8 +193,8 @@ impl Doubts {
     }
 
     /// Who is to be asked for what, now and until each has answered.
-    pub fn questions(&self) -> HashMap<Instance, Vec<Tenancy>> {
-        let mut asked: HashMap<Instance, Vec<Tenancy>> = HashMap::new();
+    pub fn questions(&self) -> BTreeMap<Instance, Vec<Tenancy>> {
+        let mut asked: BTreeMap<Instance, Vec<Tenancy>> = BTreeMap::new();
         for doubt in self.doubts.values() {
             for (instance, it) in &doubt.instances {
                 if it.knows.is_asked() {
@@ -217,6 +225,7 @@ impl Doubts {
     /// Gives back what is held for longer than `patience` and waits for an agent that nobody here can ask, named by its transport.
     pub fn take_strangers(
         &mut self,
+        now: Instant,
         patience: Duration,
         can_ask: impl Fn(Instance) -> bool,
     ) -> Vec<(Job, String)> {
@@ -224,7 +233,8 @@ impl Doubts {
             let waits = it.knows.is_asked() && !can_ask(*instance);
             waits.then(|| it.transport.clone())
         };
-        let old = |doubt: &Doubt| doubt.job.since.elapsed() > patience;
+        let held = |doubt: &Doubt| now.saturating_duration_since(doubt.job.since);
+        let old = |doubt: &Doubt| held(doubt) > patience;
         let found: Vec<_> = self
             .doubts
             .iter()
@@ -241,7 +251,7 @@ impl Doubts {
     pub fn handle_listed(&mut self, observed: &Observed, now: Instant) -> Silent {
         let mut silent = Silent {
             gone: observed.all_gone(now).collect(),
-            missing: HashSet::new(),
+            missing: BTreeSet::new(),
         };
         let all = self.doubts.values_mut().flat_map(|it| &mut it.instances);
         for (instance, it) in all {

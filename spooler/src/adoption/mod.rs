@@ -1,6 +1,6 @@
 //! Finds out what became of messages that an earlier holder may have submitted, before anybody submits them again.
 //!
-//! Every listed agent instance must answer Adopt, whatever it takes now (module `who`), or have lost its
+//! Every listed agent instance must answer Adopt, whatever it takes now ([`who`]), or have lost its
 //! right to send: that is read from its row in the store, which the spoolers that answer it keep moving ([`crate::horizon`]), and
 //! not from its silence towards us. What an agent that is gone may have had is sent again and counted as in doubt; where doubt
 //! is held, only what was noted to be at its dot is in doubt, and waits for a person. An attempt that is found is
@@ -11,9 +11,17 @@
 //! message, and of the others nobody can say that they did not. Two clocks are compared here, and only to count: an agent
 //! that had it wrote its last dot [`pombo_proto::right::MARGIN`] before it was struck off, so far they may be apart. Of a
 //! lease that is found again nobody knows since when its holder had it, so it counts from when the message was issued.
+//!
+//! | module | what it decides |
+//! |---|---|
+//! | [`who`] | who could have a message |
+//! | [`doubts`] | what is known of each, by whom, and what to ask next |
+//! | [`resolve`] | what follows once all is known |
+//!
+//! Those are without IO, and the simulation drives them; the actor asks, and carries out.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -25,7 +33,7 @@ use pombo_proto::{
     time::UnixMillis,
     verbs::{Adopted, Refusal, Tenancy},
 };
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     config::Config,
@@ -36,13 +44,15 @@ use crate::{
     router::Router,
     session::{self, Session},
     store::{ListedInstance, StoreThread, Suspect},
-    verdict::{AdoptedAttempt, Happened},
+    verdict::Happened,
 };
 
-mod doubts;
-mod who;
+pub mod doubts;
+pub mod resolve;
+pub mod who;
 
-use doubts::{Doubt, Doubts, End, Knows, Next, Silent, Suspected};
+use doubts::{Doubt, Doubts, End, Next, Silent};
+use resolve::Resolved;
 use who::Who;
 
 /// How often those that are under way are asked for again.
@@ -205,7 +215,10 @@ impl Adoption {
     fn leave_to_others(&mut self) {
         let sessions = &self.sessions;
         let can_ask = |instance| sessions.contains_key(&instance);
-        for (job, transport) in self.doubts.take_strangers(STRANGER_MAX, can_ask) {
+        for (job, transport) in self
+            .doubts
+            .take_strangers(Instant::now(), STRANGER_MAX, can_ask)
+        {
             let id = job.id();
             info!(id = %id, transport, "in doubt: an agent that lives has no session here, others may ask it");
             let took = job.since.elapsed();
@@ -227,72 +240,17 @@ impl Adoption {
     }
 
     fn resolve(&mut self, doubt: Doubt) {
-        let Doubt {
-            mut job, instances, ..
-        } = doubt;
-        job.doubt = false;
         let now = UnixMillis::now();
-        let note = std::mem::take(&mut job.note);
-        let mut dot = note.dot;
-        let trial = note.alone;
-        let mut died_alone =
-            trial.is_some_and(|it| it.has_killed_its_spooler(job.tenure.fence(), job.deaths));
-        // Whatever was before has been found, or is counted.
-        job.unsure_since = now;
-        let (mut found, mut sessions, mut lost) = (Vec::new(), Vec::new(), Vec::new());
-        let mut died = false;
-        let mut could_have = self.who.lost(&job, &instances);
-        for (instance, Suspected { transport, knows }) in instances {
-            debug!(id = %job.id(), agent = %instance, transport, ?knows, "in doubt: found out");
-            match knows {
-                Knows::Done { result, session } => {
-                    job.progress
-                        .note(now, "adopted", format!("an attempt by {transport}"));
-                    // It has a result: no doubt about that one.
-                    dot = dot.filter(|it| it.instance != instance);
-                    found.push(AdoptedAttempt {
-                        hold: self.config.holds_doubt(&transport),
-                        transport,
-                        result,
-                    });
-                    sessions.push(session);
-                }
-                lost_as @ (Knows::Gone | Knows::Struck) => {
-                    let recipients = could_have.remove(&instance).unwrap_or_default();
-                    let tried_alone = trial.is_some_and(|it| it.was_by(instance));
-                    // Whoever had been struck off before may have died of another message: no death of this one.
-                    let with_it = matches!(lost_as, Knows::Gone)
-                        && !recipients.is_empty()
-                        && self.who.takes_it(instance, &transport, &job);
-                    died |= tried_alone || with_it;
-                    died_alone |= tried_alone;
-                    lost.push((transport, recipients));
-                }
-                _ => {}
-            }
-        }
-        job.deaths += u32::from(died);
-        // Where doubt is held, what was not noted was not sent.
-        lost.retain(|(transport, _)| !self.config.holds_doubt(transport));
-        mark_in_doubt(&mut job, &lost, now);
-        let happened = if let Some(dot) = dot {
-            count_in_doubt(&dot.transport, dot.considered.len());
-            Happened::LostAtTheDot {
-                transport: dot.transport,
-                considered: dot.considered,
-                found,
-            }
-        } else if died_alone {
-            let deaths = job.deaths;
-            let reason =
-                format!("whoever had it died {deaths} times, the last time it was tried alone");
-            warn!(id = %job.id(), deaths, "dead: tried alone, and that died again");
-            Happened::Deadly { reason, found }
-        } else if found.is_empty() {
+        let holds_doubt = |transport: &str| self.config.holds_doubt(transport);
+        let Resolved {
+            job,
+            happened,
+            sessions,
+            ..
+        } = resolve::resolve(doubt, &self.who, holds_doubt, now);
+        let Some(happened) = happened else {
             self.dispatcher.do_send(Jobs(vec![job]));
             return;
-        } else {
-            Happened::Adopted(found)
         };
         let took = job.since.elapsed();
         self.recorder.do_send(Conclude {
@@ -304,29 +262,6 @@ impl Adoption {
             took,
         });
     }
-}
-
-/// Each recipient once, however many agents are lost.
-fn mark_in_doubt(job: &mut Job, lost: &[(String, Vec<usize>)], now: UnixMillis) {
-    let mut marked: BTreeMap<&str, usize> = BTreeMap::new();
-    for (index, progress) in job.progress.recipients.iter_mut().enumerate() {
-        let mut lost = lost.iter();
-        if let Some((transport, _)) = lost.find(|(_, had)| had.contains(&index)) {
-            progress.in_doubt = true;
-            *marked.entry(transport).or_default() += 1;
-        }
-    }
-    for (transport, marked) in marked {
-        count_in_doubt(transport, marked);
-        let detail = format!("an agent of {transport} was lost; {marked} may have been sent to");
-        job.progress.note(now, "indoubt", detail);
-    }
-}
-
-/// Recipients that may have been sent to, by attempts whose results nobody will learn.
-fn count_in_doubt(transport: &str, recipients: usize) {
-    metrics::counter!("pombo_in_doubt_total", "transport" => transport.to_owned())
-        .increment(recipients as u64);
 }
 
 #[derive(Message)]

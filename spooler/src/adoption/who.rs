@@ -10,7 +10,7 @@
 //! what its transport takes now, if that is known: many are struck off in the time that a message may be in doubt about, and nearly all of them
 //! have nothing to do with it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use pombo_proto::{ids::Instance, message::Recipient, verbs::AddressTypes};
 
@@ -29,7 +29,7 @@ const INSTANCES_MAX: usize = 1_000;
 
 /// What agents and transports have said.
 #[derive(Debug)]
-pub(super) struct Who {
+pub struct Who {
     /// What each transport takes now.
     transports: Router,
     /// What each instance has said that it takes.
@@ -44,6 +44,7 @@ struct Word {
 }
 
 impl Who {
+    /// Nobody has said anything yet; the transports in the order of the routes.
     pub fn new(transports: Router) -> Self {
         Self {
             transports,
@@ -84,7 +85,7 @@ impl Who {
         job: &Job,
         suspects: &[Suspect],
         has_session: impl Fn(Instance) -> bool,
-    ) -> HashMap<Instance, Suspected> {
+    ) -> BTreeMap<Instance, Suspected> {
         let suspect = |Suspect { instance, struck }: &Suspect| {
             let (id, transport) = (instance.instance, instance.transport.clone());
             let knows = match struck {
@@ -108,8 +109,8 @@ impl Who {
     pub fn lost(
         &self,
         job: &Job,
-        instances: &HashMap<Instance, Suspected>,
-    ) -> HashMap<Instance, Vec<usize>> {
+        instances: &BTreeMap<Instance, Suspected>,
+    ) -> BTreeMap<Instance, Vec<usize>> {
         let results = instances.values().filter_map(|it| match &it.knows {
             Knows::Done { result, .. } => Some(verdict::named(result)),
             _ => None,

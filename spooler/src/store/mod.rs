@@ -122,6 +122,9 @@ pub enum Write {
         /// this holder. A repetition of a write that had been committed before answers `Won` again, as long as nobody has
         /// recorded since; after that `Lost`, which is as good: its reports went in with the first one, and
         /// [`Store::recorded`] covers its fence.
+        ///
+        /// A row that is left with the doubt that it was claimed with (the same `unsure_since`) is only given back: nothing was
+        /// found out, and so this is no verdict on any fence.
         holder: Incarnation,
         /// The new row.
         row: RowData,

@@ -3,6 +3,7 @@
 use pombo_proto::{
     control::QueueState,
     ids::{Fence, Incarnation, MessageId},
+    time::UnixMillis,
 };
 use pombo_spooler::store::{Counts, RowData, Store, Write, Written};
 
@@ -168,11 +169,46 @@ fn what_was_recorded_in_doubt_is_not_settled_before_somebody_has_adopted_it() {
     assert_eq!(store.one(record(id, 0, me, lost.clone())), Written::Won);
     let asked = [tenancy(id, 0), tenancy(id, 1), tenancy(id, 2)];
     assert_eq!(store.recorded(&asked).unwrap(), []);
+    // Found out what became of that one, and lost once more.
     store.claim_all(me);
-    store.one(record(id, 1, me, lost));
+    let again = RowData {
+        unsure_since: UnixMillis(1),
+        ..lost
+    };
+    store.one(record(id, 1, me, again));
     assert_eq!(store.recorded(&asked).unwrap(), asked[..1]);
     store.claim_all(me);
     store.one(record(id, 2, me, waiting(NOW)));
+    assert_eq!(store.recorded(&asked).unwrap(), asked);
+}
+
+#[test]
+fn a_claim_that_is_given_back_in_the_same_doubt_settles_nothing_of_before() {
+    let file = Shared::new();
+    let (mut store, me) = file.joined();
+    let id = file.id();
+    store.moved(id, waiting(NOW));
+    let asked = [tenancy(id, 0), tenancy(id, 1), tenancy(id, 2)];
+    store.claim_all(me);
+    store.one(record(id, 1, me, waiting(NOW)));
+    assert_eq!(store.recorded(&asked).unwrap(), asked[..2]);
+    let claim = store.claim_all(me).remove(0);
+    let lost = RowData {
+        doubt: true,
+        unsure_since: claim.unsure_since,
+        ..waiting(NOW)
+    };
+    store.one(record(id, 2, me, lost.clone()));
+    assert_eq!(store.recorded(&asked).unwrap(), asked[..2]);
+    // Nobody could ask who may have it. It stays there, whoever claims it and gives it back.
+    for fence in 3..5 {
+        assert_eq!(store.claim_all(me).len(), 1);
+        assert_eq!(store.one(record(id, fence, me, lost.clone())), Written::Won);
+        assert_eq!(store.row(id).data.state, QueueState::Waiting);
+        assert_eq!(store.recorded(&asked).unwrap(), asked[..2]);
+    }
+    store.claim_all(me);
+    store.one(record(id, 5, me, waiting(NOW)));
     assert_eq!(store.recorded(&asked).unwrap(), asked);
 }
 

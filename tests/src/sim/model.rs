@@ -112,7 +112,11 @@ impl Model {
             return false;
         }
         standing.holder = None;
-        standing.recorded = Some((fence, holder, row.state, row.doubt));
+        let before = &standing.data;
+        let given_back = row.doubt && before.doubt && row.unsure_since == before.unsure_since;
+        if !given_back {
+            standing.recorded = Some((fence, holder, row.state, row.doubt));
+        }
         standing.data = row.clone();
         standing.changed = now;
         if !row.doubt {

@@ -151,11 +151,34 @@ impl Options {
             },
             // An agent is away for longer than its right, and a transfer takes longer than that.
             Some(Sabotage::RightComesBack) => Self {
-                slow_transfers: 60,
+                spoolers: 2,
+                agents: 3,
+                doors: 1,
+                mails: 12,
+                capacity: 4,
+                prefetch: 6,
+                hold: false,
+                transfer: 20_000..90_000,
+                trouble: 120_000,
+                faults: Faults {
+                    every: every * 4,
+                    partition: 3,
+                    ..Faults::default()
+                },
+                ..drawn
+            },
+            // SubmitMessage is still on its way when its spooler is gone, and another one asks.
+            Some(Sabotage::UnknownWithoutTombstone) => Self {
+                agents: 2,
+                mails: 14,
+                capacity: 4,
+                prefetch: 6,
                 hold: false,
                 faults: Faults {
-                    every,
-                    partition: 3,
+                    every: every / 2,
+                    crash_spooler: 2,
+                    cut: 4,
+                    delay: 6,
                     ..Faults::default()
                 },
                 ..drawn
@@ -214,11 +237,17 @@ pub enum Sabotage {
     GoBeforeNote,
     /// The store forgets at once who was struck off.
     ForgetTheStruck,
+    /// Of those that could have a message in doubt, only those that have a session here are asked and waited for.
+    OnlyOursAreAsked,
+    /// Who was struck off while it was asked counts as one that has logged off: it has left nothing behind.
+    StruckAsLoggedOff,
+    /// What an agent kept of a message in doubt is not recorded.
+    ResultsNotTaken,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::NoFenceCheck,
         Self::AckBeforeCommit,
         Self::UnknownWithoutTombstone,
@@ -236,6 +265,9 @@ impl Sabotage {
         Self::RightComesBack,
         Self::GoBeforeNote,
         Self::ForgetTheStruck,
+        Self::OnlyOursAreAsked,
+        Self::StruckAsLoggedOff,
+        Self::ResultsNotTaken,
     ];
 
     /// By its name.

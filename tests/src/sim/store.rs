@@ -22,8 +22,8 @@ pub enum Ask {
     End(Incarnation, Option<u64>),
     /// There is this agent.
     List(ListedInstance),
-    /// This agent's right to send has run out, if its counter still stands there.
-    Strike(Instance, u64),
+    /// What became of this agent? Its right to send has run out, if its counter still stands there.
+    LookUp(Instance, Option<u64>),
     /// Which agents are there, and which were struck off since then?
     Suspects(UnixMillis),
     /// Claims.
@@ -48,8 +48,6 @@ pub enum Answer {
         /// All agents, by the counters that whoever answers them raises.
         listed: Vec<ListedInstance>,
     },
-    /// Of a strike: whether it is not listed now.
-    Struck(bool),
     /// Of an end: whether it applied.
     Ended(bool),
     /// The agents.
@@ -101,8 +99,11 @@ impl Host {
                 store.list_instance(instance)?;
                 Answer::Done
             }
-            Ask::Strike(instance, counter) => {
-                Answer::Struck(store.strike_instance(now, *instance, Some(*counter))?)
+            Ask::LookUp(instance, counter) => {
+                if counter.is_some() {
+                    store.strike_instance(now, *instance, *counter)?;
+                }
+                Answer::Suspects(store.suspects(UnixMillis(0))?)
             }
             Ask::Suspects(since) => Answer::Suspects(store.suspects(*since)?),
             Ask::Claim(request) => Answer::Claimed(store.claim(request)?),

@@ -83,6 +83,9 @@ static NEW_ROWS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+/// The row is left with the doubt that it was claimed with.
+const GIVEN_BACK: &str = "w.doubt AND m.doubt AND m.unsure_since = w.unsure_since";
+
 /// Claims' verdicts, notes and reports, too. What people asked for while a row was claimed takes effect when its holder lets it go
 /// unfinished: a fresh cancel (2) makes it due now, for whoever claims it next to record; else a hold takes it off the road.
 /// A message that is as it was is not written again.
@@ -99,8 +102,11 @@ static MIXED: LazyLock<String> = LazyLock::new(|| {
                 wake = CASE WHEN w.state = 5 THEN w.wake WHEN m.cancel = 2 THEN $1 WHEN w.state = 1 AND m.hold THEN NULL
                     ELSE w.wake END,
                 cancel = CASE WHEN w.state <> 5 AND m.cancel = 2 THEN 1 ELSE m.cancel END,
-                holder = NULL, hold = false, recorded_fence = m.fence, recorded_by = w.holder,
-                recorded_state = w.recorded_state, doubt = w.doubt, changed = $1, priority = w.priority,
+                holder = NULL, hold = false,
+                recorded_fence = CASE WHEN {GIVEN_BACK} THEN m.recorded_fence ELSE m.fence END,
+                recorded_by = CASE WHEN {GIVEN_BACK} THEN m.recorded_by ELSE w.holder END,
+                recorded_state = CASE WHEN {GIVEN_BACK} THEN m.recorded_state ELSE w.recorded_state END,
+                doubt = w.doubt, changed = $1, priority = w.priority,
                 reason = w.reason, transport = w.transport, destination = w.destination, progress = w.progress,
                 in_doubt = w.in_doubt, deaths = w.deaths, note = CASE WHEN w.doubt THEN m.note END,
                 unsure_since = w.unsure_since,

@@ -48,6 +48,9 @@ const SEEN: &str = "iif(cancel = 2, 1, cancel)";
 const COLUMNS: &str = "row, id, state, fence, holder, cancel, changed, due, priority, doubt, reason, transport, \
                        destination, progress, head, wake, in_doubt, deaths, unsure_since";
 
+/// In `record`: the row is left with the doubt that it was claimed with.
+const GIVEN_BACK: &str = "?6 AND doubt AND unsure_since = ?18";
+
 impl Sql {
     fn new(part: u32) -> Self {
         let (rows, bodies) = (format!("part_{part}"), format!("body_{part}"));
@@ -65,8 +68,9 @@ impl Sql {
                  FROM {rows} WHERE id = ?1"
             ),
             record: format!(
-                "UPDATE {rows} SET state = ?2, holder = NULL, recorded_fence = fence, recorded_by = ?3, \
-                 recorded_state = ?4, cancel = ?5, hold = 0, doubt = ?6, changed = ?7, due = ?8, priority = ?9, \
+                "UPDATE {rows} SET state = ?2, holder = NULL, recorded_fence = iif({GIVEN_BACK}, recorded_fence, fence), \
+                 recorded_by = iif({GIVEN_BACK}, recorded_by, ?3), recorded_state = iif({GIVEN_BACK}, recorded_state, ?4), \
+                 cancel = ?5, hold = 0, doubt = ?6, changed = ?7, due = ?8, priority = ?9, \
                  reason = ?10, transport = ?11, destination = ?12, progress = ?13, head = ?14, wake = ?15, \
                  in_doubt = ?16, deaths = ?17, note = iif(?6, note, NULL), unsure_since = ?18 WHERE row = ?1"
             ),

@@ -87,6 +87,8 @@ pub struct Model {
 pub struct Seen {
     pub claimed: u32,
     pub recorded: u32,
+    /// Claims that left the doubt that they were claimed with.
+    pub given_back: u32,
     pub repeated: u32,
     pub lost: u32,
     pub held_by_mark: u32,
@@ -189,7 +191,12 @@ impl Model {
             return None;
         }
         standing.holder = None;
-        standing.recorded = Some((tenancy.fence.0, holder, row.state, row.doubt));
+        let before = &standing.data;
+        let given_back = row.doubt && before.doubt && row.unsure_since == before.unsure_since;
+        if !given_back {
+            standing.recorded = Some((tenancy.fence.0, holder, row.state, row.doubt));
+        }
+        self.seen.given_back += u32::from(given_back);
         standing.data = row.clone();
         if !row.doubt {
             standing.note = None;

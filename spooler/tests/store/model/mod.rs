@@ -38,6 +38,7 @@ fn the_store_does_what_the_model_does() {
             noted,
             notes_kept,
             pruned,
+            given_back,
         } = seen;
         let common = [claimed, recorded, lost];
         let rare = [
@@ -48,6 +49,7 @@ fn the_store_does_what_the_model_does() {
             noted,
             notes_kept,
             pruned,
+            given_back,
         ];
         assert!(common.iter().all(|n| *n >= 100), "seed {seed}: {seen:?}");
         assert!(rare.iter().all(|n| *n >= 5), "seed {seed}: {seen:?}");

@@ -1,292 +1,182 @@
-//! What is known of messages that an earlier holder may have submitted: a plain state machine, and around it who is asked.
+//! What became of messages that an earlier holder may have submitted: the product's own machines, asked and carried out as its
+//! actor does. What is broken on purpose here is what they are told, or what is done with what they say.
 
-use std::collections::BTreeMap;
+use std::time::Duration;
 
 use pombo_proto::{
     ids::{Incarnation, Instance, MessageId, RecipientIndex, Reference},
-    ladder::submission::AttemptResult,
-    outcome::{EndMessageFlag, SubmitResult},
-    verbs::{AdoptAnswer, Adopted, Refusal, Tenancy},
+    outcome::EndMessageFlag,
+    verbs::{AddressTypes, Adopted, Refusal, TransportNotification, Verb},
 };
 use pombo_spooler::{
+    adoption::{
+        doubts::{Doubt, Doubts, End, Knows, Next, Silent},
+        resolve::{self, Resolved},
+        who::Who,
+    },
+    horizon::Observed,
     job::Job,
-    router::{Route, Router},
+    router::Router,
     store::{ListedInstance, Suspect},
-    verdict::{AdoptedAttempt, Happened},
+    verdict::Happened,
 };
 
-use super::{Asked, Spooler, Term, holds_doubt};
-use crate::sim::{checks::Seen, context::Context, spooler::record::Conclude, store::Ask};
+use super::{Asked, Spooler, Term, holds_doubt, record::Conclude};
+use crate::sim::{checks::Seen, context::Context, options::Sabotage, store::Ask};
 
-/// An instance that was asked and is missing in so many looks, one after the other, was struck off by somebody.
-const MISSING_MAX: u32 = 8;
+/// An adopted attempt that takes longer is cancelled: some of the slow transfers do.
+const ATTEMPT_MAX: Duration = Duration::from_secs(40);
+/// What waits for an agent that has no session here is given back after this.
+const STRANGER_MAX: Duration = Duration::from_secs(20);
 
-/// What one instance knows of one message.
-#[derive(Debug)]
-enum Knows {
-    /// Not yet answered; or under way, ask again. Not in the store's list for so many times.
-    Asked(u32),
-    /// Done, and EndMessage is under way.
-    Ending(AttemptResult, Incarnation),
-    /// Done.
-    Done(AttemptResult, Incarnation),
-    /// It has nothing, and will refuse anything older.
-    Nothing,
-    /// Its right to send has run out.
-    Gone,
-    /// It had been struck off before it could be asked.
-    Struck,
-}
-
-/// One message.
-struct Doubt {
-    job: Job,
-    instances: BTreeMap<Instance, (String, Knows)>,
-}
-
-impl Doubt {
-    fn is_settled(&self) -> bool {
-        let open = |knows: &Knows| matches!(knows, Knows::Asked(_) | Knows::Ending(..));
-        !self.instances.values().any(|(_, knows)| open(knows))
-    }
-}
-
-/// All of them. Without IO and without a clock.
-#[derive(Default)]
+/// See the module.
 pub(super) struct Adoption {
-    doubts: BTreeMap<MessageId, Doubt>,
+    observed: Observed,
+    /// All that was said since the process began.
+    who: Who,
+    doubts: Doubts,
+    /// Messages for which the list of agents is being read.
+    beginning: usize,
 }
 
 impl Adoption {
+    /// Knows nobody yet.
+    pub fn new() -> Self {
+        Self {
+            observed: Observed::default(),
+            who: Who::new(Router::new(["smtp", "spare", "door"])),
+            doubts: Doubts::new(ATTEMPT_MAX),
+            beginning: 0,
+        }
+    }
+
     /// Messages in doubt.
     pub fn len(&self) -> usize {
-        self.doubts.len()
+        self.doubts.len() + self.beginning
     }
 
-    /// The instances that some message waits for.
-    fn asked(&self) -> Vec<Instance> {
-        let waits = |(instance, (_, knows)): (&Instance, &(String, Knows))| {
-            matches!(knows, Knows::Asked(_)).then_some(*instance)
-        };
-        let all = self.doubts.values().flat_map(|it| it.instances.iter());
-        let mut asked: Vec<_> = all.filter_map(waits).collect();
-        asked.sort_unstable();
-        asked.dedup();
-        asked
-    }
-
-    /// What this instance is to be asked.
-    fn questions(&self, instance: Instance) -> Vec<Tenancy> {
-        let asked =
-            |doubt: &&Doubt| matches!(doubt.instances.get(&instance), Some((_, Knows::Asked(_))));
-        let doubts = self.doubts.values().filter(asked);
-        doubts.map(|it| it.job.tenure.tenancy()).collect()
-    }
-
-    /// An answer. `Some`: EndMessage follows, with this reference. `Err`: somebody claimed it after us, whatever we would
-    /// record is lost.
-    fn answered(
-        &mut self,
-        instance: Instance,
-        session: Incarnation,
-        Adopted { id, fence, answer }: Adopted,
-    ) -> Result<Option<Reference>, ()> {
-        let Some(doubt) = self.doubts.get_mut(&id) else {
-            return Ok(None);
-        };
-        let Some((_, knows @ Knows::Asked(_))) = doubt.instances.get_mut(&instance) else {
-            return Ok(None);
-        };
-        if doubt.job.tenure.fence() != fence {
-            return Ok(None);
-        }
-        match answer {
-            AdoptAnswer::Unknown => *knows = Knows::Nothing,
-            AdoptAnswer::UnderWay => {}
-            AdoptAnswer::Fenced => {
-                self.doubts.remove(&id);
-                return Err(());
-            }
-            AdoptAnswer::Done {
-                reference,
-                result,
-                statuses,
-                ended,
-            } => {
-                let follows = ended.is_none() && matches!(result, SubmitResult::Ok(_));
-                let result = AttemptResult {
-                    result,
-                    end: ended,
-                    statuses,
-                };
-                if follows {
-                    *knows = Knows::Ending(result, session);
-                    return Ok(Some(reference));
-                }
-                *knows = Knows::Done(result, session);
-            }
-        }
-        Ok(None)
-    }
-
-    /// EndMessage returned.
-    fn ended(
-        &mut self,
-        instance: Instance,
-        id: MessageId,
-        result: Result<EndMessageFlag, Refusal>,
-    ) {
-        let doubt = self.doubts.get_mut(&id);
-        let Some((_, knows)) = doubt.and_then(|it| it.instances.get_mut(&instance)) else {
-            return;
-        };
-        *knows = match std::mem::replace(knows, Knows::Nothing) {
-            Knows::Ending(mut attempt, session) => {
-                attempt.end = result.ok();
-                Knows::Done(attempt, session)
-            }
-            other => other,
-        };
-    }
-
-    /// The session with this instance is over: what was being ended there is asked for again.
-    fn session_over(&mut self, instance: Instance) {
-        for doubt in self.doubts.values_mut() {
-            if let Some((_, knows @ Knows::Ending(..))) = doubt.instances.get_mut(&instance) {
-                *knows = Knows::Asked(0);
-            }
-        }
-    }
-
-    fn asked_of(&mut self, instance: Instance) -> impl Iterator<Item = &mut u32> {
-        let doubts = self.doubts.values_mut();
-        doubts.filter_map(move |it| match it.instances.get_mut(&instance) {
-            Some((_, Knows::Asked(missing))) => Some(missing),
-            _ => None,
-        })
-    }
-
-    /// The store lists it.
-    fn listed(&mut self, instance: Instance) {
-        self.asked_of(instance).for_each(|missing| *missing = 0);
-    }
-
-    /// The store does not list it. True if that has been so for some time: it was struck off by somebody.
-    fn missing(&mut self, instance: Instance) -> bool {
-        let mut most = 0;
-        for missing in self.asked_of(instance) {
-            *missing += 1;
-            most = most.max(*missing);
-        }
-        most >= MISSING_MAX
-    }
-
-    /// Its right to send has run out.
-    fn gone(&mut self, instance: Instance) {
-        for doubt in self.doubts.values_mut() {
-            if let Some((_, knows @ Knows::Asked(_))) = doubt.instances.get_mut(&instance) {
-                *knows = Knows::Gone;
-            }
-        }
-    }
-
-    fn take_settled(&mut self) -> Vec<Doubt> {
-        let settled = |(id, doubt): (&MessageId, &Doubt)| doubt.is_settled().then_some(*id);
-        let settled: Vec<_> = self.doubts.iter().filter_map(settled).collect();
-        let taken = settled.iter().filter_map(|id| self.doubts.remove(id));
-        taken.collect()
+    /// The term is over. What was said stays.
+    pub fn end_term(&mut self) {
+        self.doubts.clear();
+        self.beginning = 0;
+        self.observed = Observed::default();
     }
 }
 
-/// Whether a transport could have been given a recipient: it takes it, or has never said what it takes.
-fn could_have(router: &Router, transport: &str, job: &Job, index: usize) -> bool {
-    let others: Vec<String> = router
-        .transports()
-        .filter(|(name, _)| *name != transport)
-        .map(|(name, _)| name.to_owned())
-        .collect();
-    let recipient = &job.message.envelope.recipients[index];
-    matches!(
-        router.route(recipient, &others),
-        Route::Transport(name) | Route::Unknown(name) if name == transport
-    )
-}
-
-fn undecided(job: &Job) -> impl Iterator<Item = usize> + '_ {
-    let all = job.progress.recipients.iter().enumerate();
-    all.filter(|(_, it)| !it.state.is_decided())
-        .map(|(index, _)| index)
+fn is_open_with(term: &Term, instance: Instance) -> bool {
+    let mut all = term.sessions.values();
+    all.any(|it| it.is_open_with(instance))
 }
 
 impl Spooler {
     /// Claimed in doubt: who could have them?
     pub(super) fn look_for_suspects(&mut self, jobs: Vec<Job>, cx: &mut Context<'_>) {
         if let Some(since) = jobs.iter().map(|job| job.unsure_since).min() {
+            self.adoption.beginning += jobs.len();
             self.ask(Ask::Suspects(since), Asked::Suspects(jobs), cx);
         }
     }
 
-    pub(super) fn doubt(&mut self, jobs: Vec<Job>, suspects: &[Suspect], cx: &mut Context<'_>) {
-        let Some(term) = &mut self.term else { return };
-        for job in jobs {
-            let could = |it: &ListedInstance| {
-                undecided(&job).any(|at| could_have(&term.router, &it.transport, &job, at))
-            };
-            let suspect = |Suspect { instance, struck }: &Suspect| {
-                let knows = match struck {
-                    // Whatever it takes now.
-                    None => Knows::Asked(0),
-                    Some(at) if *at >= job.unsure_since && could(instance) => Knows::Struck,
-                    _ => return None,
-                };
-                Some((instance.instance, (instance.transport.clone(), knows)))
-            };
-            let instances = suspects.iter().filter_map(suspect).collect();
-            let newer = |it: &Doubt| it.job.tenure.fence() < job.tenure.fence();
-            if term.adoption.doubts.get(&job.id()).is_none_or(newer) {
-                let doubt = Doubt { job, instances };
-                term.adoption.doubts.insert(doubt.job.id(), doubt);
-            }
-        }
-        self.look_at_doubts(cx);
-    }
-
-    pub(super) fn look_at_doubts(&mut self, cx: &mut Context<'_>) {
-        let (now, instant) = (cx.now.ms, cx.now.instant());
-        let Some(term) = &mut self.term else { return };
-        let observed = &term.membership.observed;
-        let mut run_out: Vec<_> = observed.all_gone(instant).collect();
-        run_out.sort_unstable();
-        let mut struck = Vec::new();
-        for instance in term.adoption.asked() {
-            let session = term
-                .sessions
-                .values_mut()
-                .find(|it| it.is_open_with(instance));
-            if let Some(session) = session {
-                session.ask_adopt(now, term.adoption.questions(instance));
-            }
-            if observed.is_listed(instance) {
-                term.adoption.listed(instance);
-            } else if term.adoption.missing(instance) {
-                struck.push(instance);
-            }
-        }
-        for (instance, counter) in run_out {
-            self.ask(Ask::Strike(instance, counter), Asked::Strike(instance), cx);
-        }
-        for instance in struck {
-            self.gone(instance, cx);
-        }
-        self.resolve(cx);
-    }
-
-    /// Its right to send has run out, and it is struck off.
-    pub(super) fn gone(&mut self, instance: Instance, cx: &mut Context<'_>) {
+    /// The list could not be read: it is asked for again.
+    pub(super) fn suspects_refused(&mut self, jobs: Vec<Job>) {
         if let Some(term) = &mut self.term {
-            term.adoption.gone(instance);
+            self.adoption.beginning -= jobs.len();
+            term.unasked.extend(jobs);
         }
+    }
+
+    pub(super) fn doubt(&mut self, jobs: Vec<Job>, suspects: &[Suspect], cx: &mut Context<'_>) {
+        self.adoption.beginning -= jobs.len();
+        for job in jobs {
+            let Some(term) = &self.term else { return };
+            let has_session = |it| is_open_with(term, it);
+            let mut instances = self.adoption.who.suspects(&job, suspects, has_session);
+            if cx.broken(Sabotage::OnlyOursAreAsked) {
+                instances.retain(|it, _| is_open_with(term, *it));
+            }
+            let begun = self.adoption.doubts.begin(job, instances, cx.now.instant());
+            if let Some(settled) = begun {
+                self.resolve_one(settled, cx);
+            }
+        }
+        self.ask_who_could_have();
+    }
+
+    fn ask_who_could_have(&mut self) {
+        for (instance, tenancies) in self.adoption.doubts.questions() {
+            if let Some(session) = self.session_with(instance) {
+                session.adopt(tenancies);
+            }
+        }
+    }
+
+    /// What the adoption does by itself.
+    pub(super) fn look_at_doubts(&mut self, cx: &mut Context<'_>) {
+        let now = cx.now.instant();
+        let Some(term) = &self.term else { return };
+        let can_ask = |it| is_open_with(term, it);
+        let doubts = &mut self.adoption.doubts;
+        for (job, transport) in doubts.take_strangers(now, STRANGER_MAX, can_ask) {
+            let conclude = Conclude {
+                doubt: true,
+                ..Conclude::new(job, Happened::Unknown { transport })
+            };
+            self.conclude(conclude, cx);
+        }
+        for (instance, message, _) in self.adoption.doubts.poll_long(now) {
+            if let Some(session) = self.session_with(instance) {
+                let cancel = TransportNotification::CancelMessage {
+                    message,
+                    reference: Reference::UNASSIGNED_OUTBOUND,
+                    abort_deferred: false,
+                };
+                session.say(Verb::TransportNotify(cancel));
+            }
+        }
+        self.ask_who_could_have();
+    }
+
+    /// The agents that the store lists now.
+    pub(super) fn listed(&mut self, listed: &[ListedInstance], cx: &mut Context<'_>) {
+        let now = cx.now.instant();
+        let adoption = &mut self.adoption;
+        adoption.observed.handle_listed(listed, now);
+        let Silent { gone, missing } = adoption.doubts.handle_listed(&adoption.observed, now);
+        let gone = gone.into_iter().map(|(it, counter)| (it, Some(counter)));
+        let missing = missing.into_iter().map(|it| (it, None));
+        for (instance, counter) in gone.chain(missing) {
+            let strike = Ask::LookUp(instance, counter);
+            self.ask(strike, Asked::LookUp(instance), cx);
+        }
+    }
+
+    /// It was looked up, and struck off if it was silent for too long.
+    pub(super) fn looked_up(&mut self, instance: Instance, all: &[Suspect], cx: &mut Context<'_>) {
+        let mut end = End::of(instance, all);
+        if end == End::Struck && cx.broken(Sabotage::StruckAsLoggedOff) {
+            end = End::LoggedOff;
+        }
+        self.adoption.doubts.handle_end(instance, end);
         self.resolve(cx);
+    }
+
+    /// An agent says what it takes.
+    pub(super) fn takes_addresses(
+        &mut self,
+        instance: Instance,
+        transport: &str,
+        types: &AddressTypes,
+    ) {
+        let Some(term) = &self.term else { return };
+        let has_session = |it| is_open_with(term, it);
+        self.adoption
+            .who
+            .handle_word(instance, transport, types, has_session);
+    }
+
+    /// A session is open.
+    pub(super) fn adoption_opened(&mut self) {
+        self.ask_who_could_have();
     }
 
     pub(super) fn adopt_replied(
@@ -295,19 +185,21 @@ impl Spooler {
         answers: Vec<Adopted>,
         cx: &mut Context<'_>,
     ) {
-        let Some(Term {
-            adoption, sessions, ..
-        }) = &mut self.term
+        let Some(at) = self
+            .term
+            .as_mut()
+            .and_then(|it| it.sessions.get_mut(&session))
         else {
             return;
         };
-        let Some(at) = sessions.get_mut(&session) else {
-            return;
-        };
         for answer in answers {
-            let tenancy = Tenancy::from((answer.id, answer.fence));
-            if let Ok(Some(reference)) = adoption.answered(at.instance, session, answer) {
-                at.end_message(tenancy, reference);
+            let next = self
+                .adoption
+                .doubts
+                .handle_answer(at.instance, session, answer);
+            match next {
+                Next::Wait | Next::Lost(_) => {}
+                Next::End(tenancy, reference) => at.end_message(tenancy, reference),
             }
         }
         self.resolve(cx);
@@ -320,92 +212,61 @@ impl Spooler {
         result: Result<EndMessageFlag, Refusal>,
         cx: &mut Context<'_>,
     ) {
-        let Some(term) = &mut self.term else { return };
+        let Some(term) = &self.term else { return };
         if let Some(instance) = term.sessions.get(&session).map(|it| it.instance) {
-            term.adoption.ended(instance, id, result);
+            self.adoption.doubts.handle_ended(instance, id, result);
         }
         self.resolve(cx);
     }
 
-    pub(super) fn doubts_of_ended_session(&mut self, instance: Instance) {
-        if let Some(term) = &mut self.term {
-            term.adoption.session_over(instance);
+    /// The open session with an instance is over.
+    pub(super) fn adoption_closed(&mut self, instance: Instance, cx: &mut Context<'_>) {
+        if self.session_with(instance).is_some() {
+            // Its successor stands already.
+            return;
+        }
+        self.adoption.doubts.handle_session_over(instance);
+        if self.adoption.who.only_brings(instance) {
+            self.adoption.doubts.let_go(instance);
+            self.resolve(cx);
         }
     }
 
     fn resolve(&mut self, cx: &mut Context<'_>) {
-        let Some(term) = &mut self.term else { return };
-        for doubt in term.adoption.take_settled() {
+        for doubt in self.adoption.doubts.take_settled() {
             self.resolve_one(doubt, cx);
         }
     }
 
-    fn resolve_one(&mut self, Doubt { mut job, instances }: Doubt, cx: &mut Context<'_>) {
-        let Some(term) = &self.term else { return };
-        job.doubt = false;
-        job.unsure_since = cx.now.unix();
-        let mut dot = std::mem::take(&mut job.note).dot;
-        let (mut found, mut sessions) = (Vec::new(), Vec::new());
-        let mut lost = false;
-        for (instance, (transport, knows)) in instances {
-            match knows {
-                Knows::Done(result, session) => {
-                    // It has a result: no doubt about that one.
-                    dot = dot.filter(|it| it.instance != instance);
-                    found.push(AdoptedAttempt {
-                        hold: holds_doubt(&transport, cx),
-                        transport,
-                        result,
-                    });
-                    sessions.push(session);
-                }
-                Knows::Gone | Knows::Struck => {
-                    let took = |at| could_have(&term.router, &transport, &job, at);
-                    let could = undecided(&job).any(took);
-                    lost |= could && matches!(knows, Knows::Gone);
-                    // Where doubt is held, what was not noted was not sent.
-                    if could && !holds_doubt(&transport, cx) {
-                        self.mark_in_doubt(&mut job, instance, &transport, cx);
-                    }
-                }
-                _ => {}
-            }
+    fn resolve_one(&mut self, mut doubt: Doubt, cx: &mut Context<'_>) {
+        if cx.broken(Sabotage::ResultsNotTaken) {
+            doubt
+                .instances
+                .retain(|_, it| !matches!(it.knows, Knows::Done { .. }));
         }
-        job.deaths += u32::from(lost);
-        let happened = match dot {
-            Some(dot) => Happened::LostAtTheDot {
-                transport: dot.transport,
-                considered: dot.considered,
-                found,
-            },
-            None if found.is_empty() => return self.intake(job, cx),
-            None => Happened::Adopted(found),
+        let holds = |transport: &str| holds_doubt(transport, cx);
+        let Resolved {
+            job,
+            happened,
+            sessions,
+            lost,
+        } = resolve::resolve(doubt, &self.adoption.who, holds, cx.now.unix());
+        for it in lost {
+            let recipients = it.recipients.iter();
+            cx.show(Seen::InDoubt {
+                instance: it.instance,
+                id: job.id(),
+                fence: job.tenure.fence(),
+                recipients: recipients.map(|it| RecipientIndex(*it as u32)).collect(),
+            });
+        }
+        let Some(happened) = happened else {
+            return self.intake(job, cx);
         };
         let conclude = Conclude {
             sessions,
             ..Conclude::new(job, happened)
         };
         self.conclude(conclude, cx);
-    }
-
-    fn mark_in_doubt(
-        &self,
-        job: &mut Job,
-        instance: Instance,
-        transport: &str,
-        cx: &mut Context<'_>,
-    ) {
-        let Some(term) = &self.term else { return };
-        let could = |at: &usize| could_have(&term.router, transport, job, *at);
-        let marked: Vec<usize> = undecided(job).filter(could).collect();
-        for index in &marked {
-            job.progress.recipients[*index].in_doubt = true;
-        }
-        cx.show(Seen::InDoubt {
-            instance,
-            id: job.id(),
-            fence: job.tenure.fence(),
-            recipients: marked.iter().map(|it| RecipientIndex(*it as u32)).collect(),
-        });
     }
 }

@@ -243,7 +243,7 @@ impl Spooler {
         let room = READY_CLAIMS_MAX.saturating_sub(term.ready.len());
         let limit = appetite
             .min(room)
-            .min(DOUBTS_MAX.saturating_sub(term.adoption.len()));
+            .min(DOUBTS_MAX.saturating_sub(self.adoption.len()));
         if limit == 0 {
             return;
         }

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use pombo_proto::{ids::Incarnation, right::SILENCE};
-use pombo_spooler::{horizon::Observed, membership::HOLDS, store::ListedInstance};
+use pombo_spooler::{membership::HOLDS, store::ListedInstance};
 
 use super::{Asked, Spooler};
 use crate::sim::{
@@ -25,8 +25,6 @@ pub(super) struct Membership {
     renewing: bool,
     asked: Millis,
     others: BTreeMap<Incarnation, (u64, Millis)>,
-    /// The agents that the store lists, and how long their counters have stood still.
-    pub observed: Observed,
 }
 
 /// In this world's time.
@@ -100,7 +98,6 @@ impl Spooler {
         else {
             return;
         };
-        membership.observed.handle_listed(&listed, cx.now.instant());
         if !lives {
             return self.lose_membership(cx);
         }
@@ -125,6 +122,6 @@ impl Spooler {
         for (who, counter) in silent {
             self.ask(Ask::End(who, Some(counter)), Asked::TakeOver, cx);
         }
-        self.look_at_doubts(cx);
+        self.listed(&listed, cx);
     }
 }

@@ -58,12 +58,13 @@ pub struct Spooler {
     schedule: Schedule,
     ordinals: Ordinals,
     term: Option<Term>,
+    adoption: Adoption,
     tickets: u64,
     greeted: Millis,
     flushing: bool,
 }
 
-/// One incarnation. With it goes everything that the spooler knows.
+/// One incarnation. With it goes everything that the spooler knows, but what agents have said that they take.
 struct Term {
     me: Incarnation,
     entered: bool,
@@ -74,7 +75,6 @@ struct Term {
     failed: Vec<Pending>,
     /// In doubt, and the list of agents could not be read.
     unasked: Vec<Job>,
-    adoption: Adoption,
     membership: Membership,
     turns: Turns<Incarnation>,
     leasing: bool,
@@ -95,8 +95,8 @@ enum Asked {
     TakeOver,
     /// Then a session is opened with it.
     List(Hello, Millis),
-    /// Then it is gone.
-    Strike(Instance),
+    /// Then it is known what became of it.
+    LookUp(Instance),
     Claim,
     Commit(Box<Pending>),
     /// Then this session is given its go.
@@ -114,6 +114,7 @@ impl Spooler {
             schedule,
             ordinals: Ordinals::default(),
             term: None,
+            adoption: Adoption::new(),
             tickets: 0,
             greeted: 0,
             flushing: false,
@@ -178,7 +179,6 @@ impl Spooler {
             asked: BTreeMap::new(),
             failed: Vec::new(),
             unasked: Vec::new(),
-            adoption: Adoption::default(),
             membership: Membership::default(),
             turns: Turns::new(TurnOptions::default()),
             leasing: false,
@@ -201,6 +201,7 @@ impl Spooler {
     /// Everything in process is dropped; its claims are given back.
     fn end_term(&mut self, cx: &mut Context<'_>) {
         if let Some(term) = self.term.take() {
+            self.adoption.end_term();
             self.tickets += 1;
             cx.act(Effect::Store(self.tickets, Ask::End(term.me, None)));
         }
@@ -235,7 +236,7 @@ impl Spooler {
             (Asked::Enter(_), _) => cx.after(REPEAT_AFTER, Timer::Repeat),
             (Asked::Renew { at, keys }, answer) => self.renewed(at, &keys, answer, cx),
             (Asked::TakeOver, Answer::Ended(true)) => self.claim(cx),
-            (Asked::Strike(instance), Answer::Struck(true)) => self.gone(instance, cx),
+            (Asked::LookUp(instance), Answer::Suspects(all)) => self.looked_up(instance, &all, cx),
             (Asked::List(hello, at), Answer::Done) => self.log_on(&hello, at, cx),
             (Asked::List(hello, _), _) => {
                 if let Some(term) = &mut self.term {
@@ -252,12 +253,10 @@ impl Spooler {
             }
             (Asked::Suspects(jobs), Answer::Suspects(suspects)) => self.doubt(jobs, &suspects, cx),
             (Asked::Suspects(jobs), _) => {
-                if let Some(term) = &mut self.term {
-                    term.unasked.extend(jobs);
-                }
+                self.suspects_refused(jobs);
                 cx.after(REPEAT_AFTER, Timer::Repeat);
             }
-            (Asked::TakeOver | Asked::Recorded(_) | Asked::Strike(_) | Asked::Note(..), _) => {}
+            (Asked::TakeOver | Asked::Recorded(_) | Asked::LookUp(_) | Asked::Note(..), _) => {}
         }
     }
 

@@ -36,8 +36,6 @@ use crate::sim::{
 /// A session is over when no status row has come for so long.
 const SILENCE_MAX: Millis = 15_000;
 const LOGON_MAX: Millis = 30_000;
-/// Those that are under way are asked for again after this.
-const ASK_EVERY: Millis = 500;
 
 /// One attempt.
 struct UnderWay {
@@ -64,12 +62,11 @@ pub(super) struct Session {
     outstanding: u32,
     under_way: BTreeMap<MessageId, UnderWay>,
     receiving: BTreeMap<Correlation, (Permit, Reception)>,
-    /// When Adopt was asked last.
-    adopting: Option<Millis>,
 }
 
 impl Session {
-    fn say(&mut self, verb: Verb) {
+    /// A verb that nothing answers.
+    pub fn say(&mut self, verb: Verb) {
         self.out.push(Frame::verb(Correlation(0), verb));
     }
 
@@ -131,13 +128,9 @@ impl Session {
         self.say(Verb::Settled(tenancies));
     }
 
-    /// Adopt, not more often than makes sense.
-    pub fn ask_adopt(&mut self, now: Millis, tenancies: Vec<Tenancy>) {
-        let waits = self.adopting.is_some_and(|at| now < at + ASK_EVERY);
-        if !waits && !tenancies.is_empty() {
-            self.adopting = Some(now);
-            self.ask(Verb::Adopt(tenancies));
-        }
+    /// Adopt.
+    pub fn adopt(&mut self, tenancies: Vec<Tenancy>) {
+        self.ask(Verb::Adopt(tenancies));
     }
 
     /// EndMessage of an adopted attempt.
@@ -170,6 +163,13 @@ impl Spooler {
         if term.sessions.contains_key(&hello.incarnation) {
             return;
         }
+        // An agent has one inbox: its older incarnation, if it is still known, is over.
+        let older = |it: &&Session| it.instance == hello.instance;
+        let older = term.sessions.values().filter(older);
+        for key in older.map(|it| it.out.peer()).collect::<Vec<_>>() {
+            self.end_session(key, cx);
+        }
+        let Some(term) = &mut self.term else { return };
         let session = Session {
             instance: hello.instance,
             transport: transport.clone(),
@@ -183,7 +183,6 @@ impl Spooler {
             outstanding: 0,
             under_way: BTreeMap::new(),
             receiving: BTreeMap::new(),
-            adopting: None,
         };
         term.sessions.insert(hello.incarnation, session);
         let listed = ListedInstance {
@@ -212,6 +211,12 @@ impl Spooler {
                 blobs: String::new(),
             }));
         }
+    }
+
+    /// The open session with this instance.
+    pub(super) fn session_with(&mut self, instance: Instance) -> Option<&mut Session> {
+        let all = &mut self.term.as_mut()?.sessions;
+        all.values_mut().find(|it| it.is_open_with(instance))
     }
 
     fn session(&mut self, key: Incarnation) -> Option<&mut Session> {
@@ -331,6 +336,10 @@ impl Spooler {
 
     fn open(&mut self, key: Incarnation, types: &AddressTypes, cx: &mut Context<'_>) {
         let now = cx.now.ms;
+        if let Some(it) = self.session(key) {
+            let (instance, transport) = (it.instance, it.transport.clone());
+            self.takes_addresses(instance, &transport, types);
+        }
         let late = |it: &mut Session| now >= it.answered_until;
         if self.session(key).is_some_and(late) {
             // Others may not have seen this agent in the store for long.
@@ -355,6 +364,7 @@ impl Spooler {
             term.router.set_address_types(&session.transport, types);
             term.router.set_available(&session.transport, true);
         }
+        self.adoption_opened();
     }
 
     /// It is about to be sent, and doubt is held: that is noted first.
@@ -582,7 +592,9 @@ impl Spooler {
             term.router.set_available(&transport, false);
             self.reconsider(&transport, cx);
         }
-        self.doubts_of_ended_session(session.instance);
+        if session.opened.is_some() {
+            self.adoption_closed(session.instance, cx);
+        }
     }
 
     pub(super) fn flush(&mut self, cx: &mut Context<'_>) {

@@ -8,6 +8,7 @@ use pombo_proto::{
     message::Message,
     verbs::{Hello, Role as Party},
 };
+use pombo_spooler::store::Suspect;
 
 use super::{Event, Fate, Role, World};
 use crate::sim::{
@@ -188,8 +189,12 @@ impl World {
         if !refused {
             answer = self.host.run(self.clocks().unix(), ask);
             match (ask, &answer) {
-                (Ask::Strike(instance, _), Answer::Struck(true)) => {
-                    self.check(Seen::Struck(*instance))?;
+                (Ask::LookUp(instance, Some(_)), Answer::Suspects(all)) => {
+                    let listed = |it: &Suspect| it.struck.is_none();
+                    let mut listed = all.iter().filter(|it| listed(it));
+                    if !listed.any(|it| it.instance.instance == *instance) {
+                        self.check(Seen::Struck(*instance))?;
+                    }
                 }
                 (Ask::List(listed), Answer::Done) => self.check(Seen::Listed(listed.instance))?,
                 (Ask::Renew(_, listed), Answer::Renewed { lives: true, .. }) => {
