@@ -25,6 +25,9 @@ struct Arguments {
     /// Writes the figures as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Keeps the logs of whatever broke a promise in this directory.
+    #[arg(long, value_name = "DIR")]
+    logs: Option<PathBuf>,
     /// Lists the faults.
     #[arg(long)]
     list: bool,
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
     options.seed = arguments.seed.unwrap_or(options.seed);
     options.lanes = arguments.lanes.unwrap_or(options.lanes);
     options.rate = arguments.rate.unwrap_or(options.rate);
+    options.logs.clone_from(&arguments.logs);
     eprintln!("seed {}", options.seed);
 
     let runtime = match tokio::runtime::Runtime::new() {

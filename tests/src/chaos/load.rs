@@ -39,6 +39,8 @@ pub struct Entry {
     pub id: String,
     /// The reverse-path: no other message has it, so a report names its message.
     pub sender: String,
+    /// Nor has any other message these.
+    pub recipients: Vec<String>,
     /// Of the bytes sent.
     pub sha256: String,
     /// It was told 250.
@@ -177,16 +179,15 @@ async fn deliver(shared: &Shared, line: &mut Line, random: &mut fastrand::Rng) {
         _ => random.usize(600..4 << 10),
     };
     let mail = Mail::new().size(size);
-    let (sender, recipient) = (
-        format!("s{}@chaos.example", mail.id()),
-        format!("r{}@example.net", mail.id()),
-    );
+    let sender = format!("s{}@chaos.example", mail.id());
+    let recipients = vec![format!("r{}@example.net", mail.id())];
     let bytes = mail.bytes();
     let index = {
         let mut book = lock(&shared.book);
         book.push(Entry {
             id: mail.id().to_owned(),
             sender: sender.clone(),
+            recipients: recipients.clone(),
             sha256: mail::sha256(&bytes),
             ..Entry::default()
         });
@@ -194,7 +195,9 @@ async fn deliver(shared: &Shared, line: &mut Line, random: &mut fastrand::Rng) {
     };
     let mut again = AGAIN.0;
     loop {
-        let told = line.offer(&shared.doors, &sender, &recipient, &bytes).await;
+        let told = line
+            .offer(&shared.doors, &sender, &recipients, &bytes)
+            .await;
         let done = shared.note(index, &told);
         let ended = *lock(&shared.ended_at);
         if done || ended.is_some_and(|at| at.elapsed() > PATIENCE) {
@@ -260,7 +263,13 @@ impl Line {
         }
     }
 
-    async fn offer(&mut self, doors: &[SocketAddr], from: &str, to: &str, mail: &[u8]) -> Told {
+    async fn offer(
+        &mut self,
+        doors: &[SocketAddr],
+        from: &str,
+        to: &[String],
+        mail: &[u8],
+    ) -> Told {
         if self.session.is_none() {
             match connect(doors[self.door]).await {
                 Ok(session) => self.session = Some(session),
@@ -300,13 +309,13 @@ async fn connect(door: SocketAddr) -> Result<Session, Told> {
     Ok(session)
 }
 
-async fn transaction(session: &mut Session, from: &str, to: &str, mail: &[u8]) -> Told {
+async fn transaction(session: &mut Session, from: &str, to: &[String], mail: &[u8]) -> Told {
     let mut begun = false;
-    for (line, code) in [
-        (format!("MAIL FROM:<{from}>"), 250),
-        (format!("RCPT TO:<{to}>"), 250),
-        ("DATA".to_owned(), 354),
-    ] {
+    let recipients = to.iter().map(|to| (format!("RCPT TO:<{to}>"), 250));
+    let lines = std::iter::once((format!("MAIL FROM:<{from}>"), 250))
+        .chain(recipients)
+        .chain(std::iter::once(("DATA".to_owned(), 354)));
+    for (line, code) in lines {
         match session.try_command(&line).await {
             Ok(reply) if reply.code == code => begun = true,
             Ok(reply) => return not_ok(reply),

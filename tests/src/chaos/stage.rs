@@ -23,6 +23,7 @@ use crate::{
     sink,
 };
 
+mod arrived;
 mod disk;
 mod doubt;
 mod end;
@@ -349,7 +350,8 @@ fn builder(brokers: &Brokers, needs: Needs, way_out: SocketAddr) -> Builder {
         .broker_at(&urls, &prefix)
         .broker_lines("heartbeat = \"4s\"")
         .spoolers(SPOOLERS.len())
-        .log_filter("info")
+        // Who was found out, for the explanation of doubt.
+        .log_filter("info,pombo_spooler::adoption=debug")
         .spooler_lines(
             "[schedule]\nfirst = \"500ms\"\nmax = \"2s\"\njitter = 0.2\n\
              [destinations]\nrest = \"1s\"\nrest_max = \"4s\"",
