@@ -184,6 +184,7 @@ async fn strike(
             }
             Err(error) => return (struck, vec![format!("after {struck} times: {error:#}")]),
         }
+        stage.turn += 1;
     }
     (struck, Vec::new())
 }

@@ -160,6 +160,8 @@ pub struct Stage {
     load: Option<Load>,
     /// Chooses victims and pauses.
     pub random: fastrand::Rng,
+    /// Strikes before this one.
+    pub turn: usize,
     doubt: Doubt,
     needs: Needs,
     // Stopped after all processes are gone.
@@ -222,6 +224,7 @@ impl Stage {
             internet,
             load: Some(load),
             random: fastrand::Rng::with_seed(seed),
+            turn: 0,
             doubt,
             needs,
             postgres,
@@ -270,6 +273,11 @@ impl Stage {
         let mut names = names.to_vec();
         names.swap_remove(self.random.usize(..names.len()));
         names
+    }
+
+    /// One after the other, a strike each: even two strikes try two of them.
+    pub fn in_turn<T: Copy>(&self, all: &[T]) -> T {
+        all[self.turn % all.len()]
     }
 
     /// A service by its name.

@@ -22,6 +22,9 @@ const NODE_GIVEN_UP: Duration = Duration::from_secs(18);
 /// they have at their dots is in doubt.
 const UNCONFIRMED: Duration = Duration::from_secs(2 * CONFIRM_PATIENCE_S);
 
+/// Long after whoever cannot publish would be taken for dead: agents that are not answered lose their right to send within 35 s.
+const BLOCKED_LONG: Duration = Duration::from_secs(50);
+
 pub(super) fn connection_cut(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u32>> {
     async move {
         if stage.random.bool() {
@@ -232,6 +235,13 @@ async fn comes_back(node: &Broker) -> anyhow::Result<()> {
     Ok(())
 }
 
+#[derive(Clone, Copy)]
+enum Alarm {
+    Short,
+    Long,
+}
+
+/// Nobody can publish: no message, no answer, no sign of life. Nobody is gone for that.
 pub(super) fn memory_alarm(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u32>> {
     async move {
         let deferred = stage.load().deferred();
@@ -244,7 +254,10 @@ pub(super) fn memory_alarm(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u3
             );
             sleep(Duration::from_millis(50)).await;
         }
-        stage.pass(Duration::from_secs(5)).await;
+        match stage.in_turn(&[Alarm::Short, Alarm::Long]) {
+            Alarm::Short => stage.pass(Duration::from_secs(5)).await,
+            Alarm::Long => sleep(BLOCKED_LONG).await,
+        }
         stage.brokers.first().clear_memory_alarm().await?;
         stage.flows(BACK).await?;
         stage.pass(Duration::from_secs(2)).await;

@@ -291,12 +291,12 @@ pub static FAULTS: &[Fault] = &[
     },
     Fault {
         name: "memory-alarm",
-        about: "the broker's memory alarm is raised and cleared: publishers are blocked",
+        about: "the broker's memory alarm is raised and cleared, after seconds or after 50 s: publishers are blocked",
         needs: Needs::PLAIN,
         promise: Promise::Once,
         abandons: false,
-        times: times(0, 2, 5),
-        seconds_each: 12.0,
+        times: times(0, 2, 6),
+        seconds_each: 45.0,
         strike: broker::memory_alarm,
     },
     Fault {
