@@ -290,8 +290,18 @@ impl Stage {
 
     /// SIGKILL. What the spoolers count is looked at before: a counter dies with its process.
     pub async fn kill9(&mut self, name: &str) {
+        self.kill9_all(&[name]).await;
+    }
+
+    /// SIGKILL for all of them in one moment.
+    pub async fn kill9_all(&mut self, names: &[&str]) {
         self.doubt.look().await;
-        self.service(name).kill9();
+        for name in names {
+            self.service(name).sigkill();
+        }
+        for name in names {
+            self.service(name).kill9();
+        }
     }
 
     /// The load goes on meanwhile. Up to a quarter longer or shorter.
