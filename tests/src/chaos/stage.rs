@@ -85,6 +85,11 @@ impl Needs {
         postgres: true,
         ..Self::PLAIN
     };
+    /// With PostgreSQL, and a person for what is in doubt.
+    pub const POSTGRES_HOLD: Self = Self {
+        hold: true,
+        ..Self::POSTGRES
+    };
     /// With a cluster.
     pub const CLUSTER: Self = Self {
         cluster: true,

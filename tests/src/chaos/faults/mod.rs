@@ -383,6 +383,16 @@ pub static FAULTS: &[Fault] = &[
         strike: spooler::kill,
     },
     Fault {
+        name: "agent-kill-hold-postgres",
+        about: "one of three smtp agents is killed with -9 and started again, with in_doubt = \"hold\" over PostgreSQL",
+        needs: Needs::POSTGRES_HOLD,
+        promise: Promise::OnceThoughInDoubt,
+        abandons: false,
+        times: times(0, 5, 50),
+        seconds_each: 2.5,
+        strike: agent::kill,
+    },
+    Fault {
         name: "postgres-restart",
         about: "the PostgreSQL server is stopped for seconds, and started",
         needs: Needs::POSTGRES,
