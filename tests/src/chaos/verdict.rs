@@ -91,7 +91,7 @@ pub struct Arrived {
 /// What became of one message for one recipient.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fate {
-    /// By the id that Pombo gave: a client that brings a message again makes another one of it.
+    /// By the id that Pombo gave it: a client that brings a message again makes another one of it.
     pub offers: BTreeMap<String, Offer>,
     /// Copies with other bytes than were sent.
     pub changed: u32,

@@ -27,7 +27,8 @@ impl Stage {
     }
 
     /// Everything that came, and for what came too often how often it was in doubt.
-    pub(super) async fn arrived(&self, book: &[Entry]) -> Arrived {
+    pub(super) async fn arrived(&mut self, book: &[Entry]) -> Arrived {
+        let ids = self.ids();
         let mails = self.world.look(|seen| seen.transactions().to_vec());
         let mut arrived = Arrived::default();
         let by_id: HashMap<&str, &Entry> = book.iter().map(|it| (it.id.as_str(), it)).collect();
@@ -35,7 +36,7 @@ impl Stage {
         for mail in &mails {
             if !mail.from.is_empty() {
                 if let Some(entry) = mail.id().and_then(|id| by_id.get(id.as_str()).copied()) {
-                    copy(&mut arrived, mail, entry);
+                    copy(&mut arrived, mail, entry, &ids);
                 }
                 continue;
             }
@@ -48,6 +49,16 @@ impl Stage {
         }
         self.explain(&mut arrived).await;
         arrived
+    }
+
+    /// The ids of messages by what the listeners call the transactions in which they took them.
+    fn ids(&mut self) -> HashMap<String, String> {
+        let mut ids = HashMap::new();
+        for agent in self.pombo.agents() {
+            let log = agent.log();
+            ids.extend(log.lines().filter_map(taken));
+        }
+        ids
     }
 
     async fn explain(&self, arrived: &mut Arrived) {
@@ -81,11 +92,13 @@ fn offer<'a>(arrived: &'a mut Arrived, recipient: &str, id: &str) -> &'a mut Off
     fate.offers.entry(id.to_owned()).or_default()
 }
 
-fn copy(arrived: &mut Arrived, mail: &Transaction, entry: &Entry) {
-    let id = given_id(mail);
+fn copy(arrived: &mut Arrived, mail: &Transaction, entry: &Entry, ids: &HashMap<String, String>) {
+    let transaction = transaction(mail);
+    // A listener that was killed in between has not written which id it is: then the transaction's name has to do.
+    let id = ids.get(&transaction).unwrap_or(&transaction);
     let changed = mail::sha256(mail::without_trace(&mail.data)) != entry.sha256;
     for recipient in mail.to() {
-        offer(arrived, recipient, &id).copies += 1;
+        offer(arrived, recipient, id).copies += 1;
         let fate: Option<&mut Fate> = arrived.fates.get_mut(recipient);
         if let Some(fate) = fate.filter(|_| changed) {
             fate.changed += 1;
@@ -93,12 +106,22 @@ fn copy(arrived: &mut Arrived, mail: &Transaction, entry: &Entry) {
     }
 }
 
-/// The id under which the listener took it, as it wrote it in front.
-fn given_id(mail: &Transaction) -> String {
+/// What the listener calls the transaction in which it took a message: it writes that in front.
+fn transaction(mail: &Transaction) -> String {
     let received = mail.header("Received").unwrap_or_default();
     let mut words = received.split_whitespace().skip_while(|word| *word != "id");
-    let id = words.nth(1).unwrap_or("an unknown id");
+    let id = words.nth(1).unwrap_or("an unknown transaction");
     id.trim_end_matches(';').to_owned()
+}
+
+/// A transaction and its message's id, from the line in which a listener logs that it has taken it.
+fn taken(line: &str) -> Option<(String, String)> {
+    let value = |key: &str| {
+        let (_, rest) = line.split_once(key)?;
+        Some(rest.split_whitespace().next()?.trim_matches('"').to_owned())
+    };
+    line.contains("save_changes")
+        .then(|| Some((value(" transaction=")?, value(" id=")?)))?
 }
 
 fn is_reported(seen: &Seen, entry: &Entry, recipient: &str) -> bool {
@@ -148,9 +171,9 @@ mod tests {
     use crate::{Sink, client, mail::Mail};
 
     #[tokio::test]
-    async fn a_copy_names_its_id_and_a_report_whom_it_is_about() {
+    async fn a_copy_names_its_transaction_and_a_report_whom_it_is_about() {
         let sink = Sink::start().await.unwrap();
-        let trace = "from c ([127.0.0.1])\r\n\tby h with ESMTP id 0a1b\r\n\tfor <r@x>;\r\n\tMon, 2 Nov 2026 10:00:00 +0000";
+        let trace = "from c ([127.0.0.1])\r\n\tby h with ESMTP id 7f-1\r\n\tfor <r@x>;\r\n\tMon, 2 Nov 2026 10:00:00 +0000";
         let copy = Mail::new().on_top("Received", trace).bytes();
         let report = "Message-ID: <1@x>\r\n\r\nX-Pombo-Message: 0a1b\r\n\r\nFinal-Recipient: rfc822; r@x\r\nAction: delayed\r\n\
             \r\nFinal-Recipient: rfc822; s@x\r\nAction: failed\r\n";
@@ -160,9 +183,22 @@ mod tests {
                 .unwrap();
         }
         let all = sink.look(|seen| seen.transactions().to_vec());
-        assert_eq!(given_id(&all[0]), "0a1b");
+        assert_eq!(transaction(&all[0]), "7f-1");
         assert_eq!(failed(&all[0]), []);
         assert_eq!(failed(&all[1]), [("s@x".to_owned(), "0a1b".to_owned())]);
+    }
+
+    #[test]
+    fn listeners_log_which_message_a_transaction_was() {
+        let line = |what| {
+            format!(
+                "2026 INFO receive: {what} transport=\"smtp-listener\" id=0a1b transaction=\"7f-1\" size=3"
+            )
+        };
+        let known = Some(("7f-1".to_owned(), "0a1b".to_owned()));
+        assert_eq!(taken(&line("save_changes")), known);
+        assert_eq!(taken(&line("not saved")), None);
+        assert_eq!(taken("INFO save_changes size=3"), None);
     }
 
     #[test]
