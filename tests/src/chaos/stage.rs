@@ -202,9 +202,11 @@ impl Stage {
             false => None,
         };
         let way_out = internet.as_ref().map_or(world.address(), Proxy::address);
-        let mut builder = builder(&brokers, needs, way_out);
+        let prefix = brokers.first().fresh_prefix();
+        brokers.first().provide(&prefix).await?;
+        let mut builder = builder(&brokers, &prefix, needs, way_out);
         for (name, network) in &networks {
-            let url = format!("amqp://guest:guest@{}/%2f", network.address());
+            let url = format!("amqp://{}/%2f", network.address());
             builder = builder.route(name, &[url]);
         }
         if let Some(server) = &postgres {
@@ -366,11 +368,11 @@ impl Stage {
     }
 }
 
-fn builder(brokers: &Brokers, needs: Needs, way_out: SocketAddr) -> Builder {
-    let urls: Vec<String> = brokers.nodes().iter().map(Broker::url).collect();
-    let prefix = brokers.first().fresh_prefix();
+/// The topology of the prefix is there: processes log in as the users of the shipped definitions, who may not declare it.
+fn builder(brokers: &Brokers, prefix: &str, needs: Needs, way_out: SocketAddr) -> Builder {
+    let urls: Vec<String> = brokers.nodes().iter().map(Broker::address).collect();
     let mut builder = Installation::builder()
-        .broker_at(&urls, &prefix)
+        .with_least_rights(&urls, prefix)
         .broker_lines("heartbeat = \"4s\"")
         .spoolers(SPOOLERS.len())
         // Who was found out, for the explanation of doubt.

@@ -14,6 +14,7 @@ use super::{BACK, mail_flows_again};
 use crate::{
     Broker,
     chaos::stage::{CONFIRM_PATIENCE_S, Stage},
+    service::Service,
 };
 
 /// Two ticks of the nodes' own heartbeat (8 s here) and an election; and longer than two heartbeats of ours.
@@ -78,7 +79,8 @@ pub(super) fn consumer_cancelled(stage: &mut Stage) -> BoxFuture<'_, anyhow::Res
 }
 
 /// What is in a queue is lost with it, whoever deletes it. So the doors are quiet for a moment: what was accepted is leased
-/// or done, and what is leased is a spooler's.
+/// or done, and what is leased is a spooler's. No process may declare the queue again: each spooler says so until somebody
+/// imports the definitions.
 pub(super) fn queue_deleted(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u32>> {
     async move {
         stage.load().pause().await;
@@ -90,11 +92,34 @@ pub(super) fn queue_deleted(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u
             ensure!(Instant::now() < deadline, "{queue} does not become empty");
             sleep(Duration::from_millis(20)).await;
         }
-        broker.delete_queue(&queue).await?;
+        let said = format!("{queue} does not exist, and this user may not declare it");
+        let before: Vec<usize> = stage
+            .pombo
+            .spoolers()
+            .iter()
+            .map(|spooler| times_said(spooler, &said))
+            .collect();
+        stage.brokers.first().delete_queue(&queue).await?;
         stage.load().go_on();
+        let deadline = Instant::now() + BACK;
+        for (spooler, before) in stage.pombo.spoolers().iter().zip(before) {
+            while times_said(spooler, &said) == before {
+                ensure!(
+                    Instant::now() < deadline,
+                    "{} does not say that {queue} is missing",
+                    spooler.name()
+                );
+                sleep(Duration::from_millis(200)).await;
+            }
+        }
+        stage.brokers.first().provide(stage.pombo.prefix()).await?;
         mail_flows_again(stage).await
     }
     .boxed()
+}
+
+fn times_said(service: &Service, text: &str) -> usize {
+    service.log().matches(text).count()
 }
 
 pub(super) fn restart(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u32>> {

@@ -221,7 +221,7 @@ pub static FAULTS: &[Fault] = &[
     },
     Fault {
         name: "queue-deleted",
-        about: "the spool's queue is deleted while all that was in it is leased",
+        about: "the spool's queue is deleted while all that was in it is leased; when the spoolers say so, somebody imports the definitions again",
         needs: Needs::PLAIN,
         promise: Promise::Once,
         abandons: false,
