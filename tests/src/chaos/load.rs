@@ -29,6 +29,10 @@ const CLIENTS: usize = 24;
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
 /// After the end, a message that is still not accepted is offered for so long.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// Where recipients are. To agents these are two destinations, with a final dot each.
+pub const DOMAINS: [&str; 2] = ["example.net", "two.example.net"];
+/// One message in so many has a recipient in each domain, by chance.
+const TWO_IN: u32 = 5;
 /// Messages over one connection.
 const PER_CONNECTION: u32 = 10;
 
@@ -180,7 +184,14 @@ async fn deliver(shared: &Shared, line: &mut Line, random: &mut fastrand::Rng) {
     };
     let mail = Mail::new().size(size);
     let sender = format!("s{}@chaos.example", mail.id());
-    let recipients = vec![format!("r{}@example.net", mail.id())];
+    let count = match random.u32(..TWO_IN) {
+        0 => 2,
+        _ => 1,
+    };
+    let recipients: Vec<_> = DOMAINS[..count]
+        .iter()
+        .map(|domain| format!("r{}@{domain}", mail.id()))
+        .collect();
     let bytes = mail.bytes();
     let index = {
         let mut book = lock(&shared.book);
@@ -358,8 +369,8 @@ mod tests {
         let sink = Sink::start().await.unwrap();
         sink.rule(at(Stage::Dot).first(3).reply("451 4.3.0 later"));
         let load = Load::start(&[sink.address()], 200, 1);
-        sink.wait_for(Duration::from_secs(20), "twenty mails", |seen| {
-            seen.accepted() >= 20
+        sink.wait_for(Duration::from_secs(20), "forty mails", |seen| {
+            seen.accepted() >= 40
         })
         .await;
         load.pause().await;
@@ -369,6 +380,9 @@ mod tests {
         assert_eq!(book.iter().filter(|it| it.accepted).count() as u64, seen);
         assert_eq!(book.iter().map(|it| it.deferred).sum::<u32>(), 3);
         assert!(book.iter().all(|it| it.accepted && it.cut == 0), "{book:?}");
+        let recipients: usize = book.iter().map(|it| it.recipients.len()).sum();
+        assert_eq!(recipients, sink.look(|seen| seen.distinct_deliveries()));
+        assert!(recipients > book.len(), "nobody sent to two");
     }
 
     #[tokio::test]
@@ -385,6 +399,6 @@ mod tests {
         assert!(book.iter().all(|it| it.accepted), "{book:?}");
         let unanswered = book.iter().filter(|it| it.unanswered > 0).count();
         assert!(unanswered > 0);
-        assert_eq!(unanswered, broken.look(|seen| seen.distinct_deliveries()));
+        assert_eq!(unanswered, broken.look(|seen| seen.accepted()));
     }
 }

@@ -13,7 +13,7 @@ use anyhow::{Context as _, ensure};
 use tokio::time::{Instant, sleep};
 
 use self::{disk::SmallDisk, doubt::Doubt};
-use super::load::Load;
+use super::load::{self, Load};
 use crate::{
     Broker, Installation, Postgres, Sink,
     broker::Cluster,
@@ -393,7 +393,8 @@ fn builder(brokers: &Brokers, prefix: &str, needs: Needs, way_out: SocketAddr) -
         builder = builder.transport_line("out", "in_doubt = \"hold\"");
     }
     for agent in AGENTS {
-        builder = builder.agent(Agent::smtp(agent).transport("out").smarthost(way_out));
+        let agent = Agent::smtp(agent).transport("out").smarthost(way_out);
+        builder = builder.agent(agent.host_of(load::DOMAINS[1], way_out));
     }
     // Each process prefers another node, as behind a balancer.
     let services = SPOOLERS.iter().chain(&AGENTS).chain(&DOORS[..needs.doors]);

@@ -120,7 +120,10 @@ impl Stage {
             .filter(|row| row["state"] == "held")
             .filter_map(|row| {
                 let entry = book.iter().find(|entry| row["sender"] == *entry.sender)?;
-                Some((self.word_for(entry), row["id"].as_str()?))
+                Some((
+                    self.word_for(entry, &row["recipients"]),
+                    row["id"].as_str()?,
+                ))
             });
         // A program for each word: some hundreds, one after the other, would take the whole time to settle.
         let words = futures_util::stream::iter(decisions);
@@ -131,10 +134,15 @@ impl Stage {
             .await;
     }
 
-    fn word_for(&self, entry: &Entry) -> &'static str {
-        match self.has(entry, &entry.recipients[0]) {
-            true => "cancel",
-            false => "release",
+    /// The words are about all that is undecided of a message: where the outside world has it for some only, and the person can
+    /// neither send it again nor be silent about it, its sender is to know.
+    fn word_for(&self, entry: &Entry, undecided: &Value) -> &'static str {
+        let undecided = undecided.as_array().map_or(&[][..], Vec::as_slice);
+        let has = |it: &&Value| it.as_str().is_some_and(|it| self.has(entry, it));
+        match undecided.iter().filter(has).count() {
+            0 => "release",
+            all if all == undecided.len() => "cancel",
+            _ => "drop",
         }
     }
 
