@@ -45,6 +45,9 @@ const DOT: Duration = Duration::from_millis(200);
 /// How long a listener waits for a confirm: short, so that clients are often told "later" about what may be in the spool, and
 /// send it again.
 pub const CONFIRM_PATIENCE_S: u64 = 5;
+/// How long agents wait for the answer to a final dot where the way to the outside world may be cut: not ten minutes, so that a
+/// run sees its end.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// Within this a process gets ready, on a machine that does other things too.
 const READY: Duration = Duration::from_secs(90);
 
@@ -83,6 +86,11 @@ impl Needs {
     /// With PostgreSQL.
     pub const POSTGRES: Self = Self {
         postgres: true,
+        ..Self::PLAIN
+    };
+    /// With a person for what is in doubt.
+    pub const HOLD: Self = Self {
+        hold: true,
         ..Self::PLAIN
     };
     /// With PostgreSQL, and a person for what is in doubt.
@@ -187,7 +195,7 @@ impl Stage {
         seed: u64,
     ) -> anyhow::Result<Self> {
         let world = Sink::builder().transcript_max(2_000).start().await?;
-        world.rule(sink::at(sink::Stage::Dot).wait(DOT));
+        behave(&world);
         let (mut networks, mut internet) = (BTreeMap::new(), None);
         if needs.networks {
             let broker = address(brokers.first().port());
@@ -275,6 +283,17 @@ impl Stage {
         names[self.random.usize(..names.len())]
     }
 
+    /// Of every so many messages that the outside world takes, one is not answered: the connection is closed instead. `None`: it
+    /// answers again.
+    pub fn world_hangs_up(&self, every: Option<u32>) {
+        self.world.accept_everything();
+        if let Some(every) = every {
+            let dot = sink::at(sink::Stage::Dot).every(every);
+            self.world.rule(dot.wait(DOT).accept_and_drop());
+        }
+        behave(&self.world);
+    }
+
     /// All but one of them, that one by chance.
     pub fn all_but_one<'a>(&mut self, names: &[&'a str]) -> Vec<&'a str> {
         let mut names = names.to_vec();
@@ -342,6 +361,7 @@ impl Stage {
     pub async fn heal(&mut self) -> anyhow::Result<()> {
         let networks = self.networks.values().chain(&self.internet);
         networks.for_each(|network| network.set(Weather::Fine));
+        self.world_hangs_up(None);
         for node in self.brokers.nodes() {
             node.resume();
             if !node.is_running() {
@@ -366,6 +386,10 @@ impl Stage {
         names.extend(self.pombo.agents().iter().map(|it| it.name().to_owned()));
         names
     }
+}
+
+fn behave(world: &Sink) {
+    world.rule(sink::at(sink::Stage::Dot).wait(DOT));
 }
 
 /// The topology of the prefix is there: processes log in as the users of the shipped definitions, who may not declare it.
@@ -393,8 +417,14 @@ fn builder(brokers: &Brokers, prefix: &str, needs: Needs, way_out: SocketAddr) -
         builder = builder.transport_line("out", "in_doubt = \"hold\"");
     }
     for agent in AGENTS {
-        let agent = Agent::smtp(agent).transport("out").smarthost(way_out);
-        builder = builder.agent(agent.host_of(load::DOMAINS[1], way_out));
+        let agent = Agent::smtp(agent)
+            .transport("out")
+            .smarthost(way_out)
+            .host_of(load::DOMAINS[1], way_out);
+        builder = builder.agent(match needs.networks {
+            true => agent.line(&format!("timeouts.data_end = \"{ANSWER_PATIENCE:?}\"")),
+            false => agent,
+        });
     }
     // Each process prefers another node, as behind a balancer.
     let services = SPOOLERS.iter().chain(&AGENTS).chain(&DOORS[..needs.doors]);

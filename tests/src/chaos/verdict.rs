@@ -180,7 +180,7 @@ pub fn judge(book: &[Entry], arrived: &Arrived, spoolers_doubt: u64, promise: Pr
     }
     if spoolers_doubt > 0 && !promise.lets_spoolers_doubt() {
         breaches.push(format!(
-            "{spoolers_doubt} in doubt, where nothing takes away who knows"
+            "{spoolers_doubt} in doubt, where nothing takes away who knows or what is said"
         ));
     }
     row.in_doubt = spoolers_doubt + count.unanswered.len() as u64;
