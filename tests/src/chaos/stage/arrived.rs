@@ -17,6 +17,8 @@ use crate::{
 
 /// Who ask at once.
 const ASKERS: usize = 6;
+/// How often they ask for one message.
+const ASKED_MAX: usize = 3;
 
 impl Stage {
     /// Whether something came for this recipient of a message: a copy, or a report that none will.
@@ -69,8 +71,8 @@ impl Stage {
             .collect();
         let traces: Vec<(String, Value)> = futures_util::stream::iter(asked)
             .map(|id| async move {
-                let said = self.pombo.pombo(&["--json", "trace", &id]).await;
-                (id, serde_json::from_str(&said.stdout).unwrap_or_default())
+                let trace = self.trace(&id).await;
+                (id, trace)
             })
             .buffer_unordered(ASKERS)
             .collect()
@@ -84,6 +86,19 @@ impl Stage {
                 }
             }
         }
+    }
+
+    /// What is known of a message; null if nobody has said it, and then nothing explains its copies.
+    async fn trace(&self, id: &str) -> Value {
+        for _ in 0..ASKED_MAX {
+            let said = self.pombo.pombo(&["--json", "trace", id]).await;
+            match serde_json::from_str(&said.stdout) {
+                Ok(trace) => return trace,
+                // On a busy machine nobody may have answered in time.
+                Err(_) => eprintln!("pombo trace {id}: {}", said.stderr.trim_end()),
+            }
+        }
+        Value::Null
     }
 }
 
