@@ -191,6 +191,16 @@ pub enum Durable {
     },
 }
 
+impl Durable {
+    /// What it is called; a binding by its queue.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Exchange { name, .. } | Self::Queue { name, .. } => name,
+            Self::Binding { queue, .. } => queue,
+        }
+    }
+}
+
 /// How an exchange routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

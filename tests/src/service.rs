@@ -168,9 +168,14 @@ impl Service {
         Ok(http::metric(&self.get("/metrics").await?.body, name).unwrap_or(0.0))
     }
 
-    /// SIGKILL.
+    /// SIGKILL, and waits for its end.
     pub fn kill9(&mut self) {
         self.group.kill9();
+    }
+
+    /// SIGKILL without waiting.
+    pub fn sigkill(&mut self) {
+        self.group.signal(Signal::SIGKILL);
     }
 
     /// SIGSTOP: alive for the kernel, dead for everyone else.

@@ -452,7 +452,7 @@ async fn an_installation_works_with_the_definitions_as_they_are_shipped() -> any
     }
     let world = Sink::start().await?;
     let address = broker.address().replace("%2f", "pombo");
-    let pombo = Installation::builder()
+    let mut pombo = Installation::builder()
         .with_least_rights(&[address], "pombo")
         .agent(Agent::smtp_listener("door").relay_for_everyone())
         .agent(Agent::smtp("out").smarthost(world.address()))
@@ -484,9 +484,33 @@ async fn an_installation_works_with_the_definitions_as_they_are_shipped() -> any
     .await;
     let reason = missing.err().expect("there is no topology of this prefix");
     assert!(
-        reason.contains("t99") && reason.contains("definitions"),
+        reason.contains("t99.dead") && reason.contains("definitions"),
         "{reason}"
     );
+    // What somebody deletes is named, and comes back with the definitions: without their users, who have passwords by now.
+    let queue = "pombo.spool.normal";
+    broker
+        .rabbitmqctl(&["delete_queue", "-p", "pombo", queue])
+        .await?;
+    let said = format!("{queue} does not exist, and this user may not declare it");
+    pombo.spooler(0).wait_for_log(&said, LIMIT).await;
+    let mut again: Value = serde_json::from_str(SHIPPED_DEFINITIONS)?;
+    again["users"] = Value::Array(Vec::new());
+    let file = pombo.directory().join("again.json");
+    std::fs::write(&file, again.to_string())?;
+    broker
+        .rabbitmqctl(&["import_definitions", &file.to_string_lossy()])
+        .await?;
+    pombo.has_sessions(3, LIMIT).await;
+    let mail = Mail::new().bytes();
+    client::send(
+        pombo.door(),
+        "ann@example.org",
+        &["emil@example.net"],
+        &mail,
+    )
+    .await?;
+    world.mail_for("emil@example.net", LIMIT).await;
     pombo.stops_cleanly(LIMIT).await;
     Ok(())
 }

@@ -31,25 +31,37 @@ pub(super) async fn topology(
 ) -> Result<(), Error> {
     let shared = names.shared();
     let declares = audience == Audience::Spoolers;
-    let error = match attempt(connection, &shared, declares).await {
-        Err(error) if declares && error.is_forbidden() => error,
-        Err(error) if !declares && error.is_not_found() => error,
-        settled => return settled,
+    let first = match attempt(connection, &shared, declares).await {
+        Err(Stop { error, .. }) if declares && error.is_forbidden() => None,
+        Err(stop) if !declares && stop.error.is_not_found() => Some(stop.at),
+        settled => return settled.map_err(|stop| stop.error),
     };
-    debug!(%error, declares, "topology: trying the other way");
-    match attempt(connection, &shared, !declares).await {
-        Err(error) if error.is_forbidden() || error.is_not_found() => {
-            Err(Error::Missing(names.spool_exchange()))
-        }
-        settled => settled,
+    debug!(declares, "topology: trying the other way");
+    match (attempt(connection, &shared, !declares).await, first) {
+        (Err(stop), None) if stop.error.is_not_found() => Err(Error::Missing(stop.at)),
+        (Err(stop), Some(missing)) if stop.error.is_forbidden() => Err(Error::Missing(missing)),
+        (settled, _) => settled.map_err(|stop| stop.error),
     }
 }
 
+/// Where an attempt came to its end, and why.
+struct Stop {
+    at: String,
+    error: Error,
+}
+
 /// On a channel of its own: the first refusal closes it.
-async fn attempt(connection: &Connection, shared: &[Durable], declares: bool) -> Result<(), Error> {
-    let channel = connection.create_channel().await?;
+async fn attempt(connection: &Connection, shared: &[Durable], declares: bool) -> Result<(), Stop> {
+    let channel = connection.create_channel().await.map_err(|error| Stop {
+        at: "a channel".to_owned(),
+        error: error.into(),
+    })?;
     for one in shared {
-        durable(&channel, one, !declares).await?;
+        let declared = durable(&channel, one, !declares).await;
+        declared.map_err(|error| Stop {
+            at: one.name().to_owned(),
+            error,
+        })?;
     }
     // The refusals of others do not matter any more.
     let _ = channel.close(200, "OK".into()).await;

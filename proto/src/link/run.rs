@@ -310,6 +310,7 @@ async fn build(inner: &Inner, address: &SecretString) -> Option<Up> {
                 Error::Differs { .. } => {
                     error!(%address, %error, "delete it, or choose another prefix; trying again");
                 }
+                Error::Missing(_) => error!(%address, %error, "trying again"),
                 _ => warn!(%address, %error, "no link; trying again"),
             }
             (inner.tell)(Event::Down(error.to_string()));

@@ -29,6 +29,10 @@ const CLIENTS: usize = 24;
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
 /// After the end, a message that is still not accepted is offered for so long.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// Where recipients are. To agents these are two destinations, with a final dot each.
+pub const DOMAINS: [&str; 2] = ["example.net", "two.example.net"];
+/// One message in so many has a recipient in each domain, by chance.
+const TWO_IN: u32 = 5;
 /// Messages over one connection.
 const PER_CONNECTION: u32 = 10;
 
@@ -39,6 +43,8 @@ pub struct Entry {
     pub id: String,
     /// The reverse-path: no other message has it, so a report names its message.
     pub sender: String,
+    /// Nor has any other message these.
+    pub recipients: Vec<String>,
     /// Of the bytes sent.
     pub sha256: String,
     /// It was told 250.
@@ -177,16 +183,22 @@ async fn deliver(shared: &Shared, line: &mut Line, random: &mut fastrand::Rng) {
         _ => random.usize(600..4 << 10),
     };
     let mail = Mail::new().size(size);
-    let (sender, recipient) = (
-        format!("s{}@chaos.example", mail.id()),
-        format!("r{}@example.net", mail.id()),
-    );
+    let sender = format!("s{}@chaos.example", mail.id());
+    let count = match random.u32(..TWO_IN) {
+        0 => 2,
+        _ => 1,
+    };
+    let recipients: Vec<_> = DOMAINS[..count]
+        .iter()
+        .map(|domain| format!("r{}@{domain}", mail.id()))
+        .collect();
     let bytes = mail.bytes();
     let index = {
         let mut book = lock(&shared.book);
         book.push(Entry {
             id: mail.id().to_owned(),
             sender: sender.clone(),
+            recipients: recipients.clone(),
             sha256: mail::sha256(&bytes),
             ..Entry::default()
         });
@@ -194,7 +206,9 @@ async fn deliver(shared: &Shared, line: &mut Line, random: &mut fastrand::Rng) {
     };
     let mut again = AGAIN.0;
     loop {
-        let told = line.offer(&shared.doors, &sender, &recipient, &bytes).await;
+        let told = line
+            .offer(&shared.doors, &sender, &recipients, &bytes)
+            .await;
         let done = shared.note(index, &told);
         let ended = *lock(&shared.ended_at);
         if done || ended.is_some_and(|at| at.elapsed() > PATIENCE) {
@@ -260,7 +274,13 @@ impl Line {
         }
     }
 
-    async fn offer(&mut self, doors: &[SocketAddr], from: &str, to: &str, mail: &[u8]) -> Told {
+    async fn offer(
+        &mut self,
+        doors: &[SocketAddr],
+        from: &str,
+        to: &[String],
+        mail: &[u8],
+    ) -> Told {
         if self.session.is_none() {
             match connect(doors[self.door]).await {
                 Ok(session) => self.session = Some(session),
@@ -300,13 +320,13 @@ async fn connect(door: SocketAddr) -> Result<Session, Told> {
     Ok(session)
 }
 
-async fn transaction(session: &mut Session, from: &str, to: &str, mail: &[u8]) -> Told {
+async fn transaction(session: &mut Session, from: &str, to: &[String], mail: &[u8]) -> Told {
     let mut begun = false;
-    for (line, code) in [
-        (format!("MAIL FROM:<{from}>"), 250),
-        (format!("RCPT TO:<{to}>"), 250),
-        ("DATA".to_owned(), 354),
-    ] {
+    let recipients = to.iter().map(|to| (format!("RCPT TO:<{to}>"), 250));
+    let lines = std::iter::once((format!("MAIL FROM:<{from}>"), 250))
+        .chain(recipients)
+        .chain(std::iter::once(("DATA".to_owned(), 354)));
+    for (line, code) in lines {
         match session.try_command(&line).await {
             Ok(reply) if reply.code == code => begun = true,
             Ok(reply) => return not_ok(reply),
@@ -349,8 +369,8 @@ mod tests {
         let sink = Sink::start().await.unwrap();
         sink.rule(at(Stage::Dot).first(3).reply("451 4.3.0 later"));
         let load = Load::start(&[sink.address()], 200, 1);
-        sink.wait_for(Duration::from_secs(20), "twenty mails", |seen| {
-            seen.accepted() >= 20
+        sink.wait_for(Duration::from_secs(20), "forty mails", |seen| {
+            seen.accepted() >= 40
         })
         .await;
         load.pause().await;
@@ -360,6 +380,9 @@ mod tests {
         assert_eq!(book.iter().filter(|it| it.accepted).count() as u64, seen);
         assert_eq!(book.iter().map(|it| it.deferred).sum::<u32>(), 3);
         assert!(book.iter().all(|it| it.accepted && it.cut == 0), "{book:?}");
+        let recipients: usize = book.iter().map(|it| it.recipients.len()).sum();
+        assert_eq!(recipients, sink.look(|seen| seen.distinct_deliveries()));
+        assert!(recipients > book.len(), "nobody sent to two");
     }
 
     #[tokio::test]
@@ -376,6 +399,6 @@ mod tests {
         assert!(book.iter().all(|it| it.accepted), "{book:?}");
         let unanswered = book.iter().filter(|it| it.unanswered > 0).count();
         assert!(unanswered > 0);
-        assert_eq!(unanswered, broken.look(|seen| seen.distinct_deliveries()));
+        assert_eq!(unanswered, broken.look(|seen| seen.accepted()));
     }
 }

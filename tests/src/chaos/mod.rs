@@ -19,9 +19,10 @@
 //! Each fault has a stage of its own, so that its figures are its own. Lanes run side by side, because most of a fault's
 //! time is waiting: for leases to end, for silent agents to be given up.
 //!
-//! **The promises.** Lost is 0 everywhere. Duplicated is 0, except where an agent is taken away between a final dot and its
-//! result (then at most as many as the spoolers count in doubt), and where a listener is killed between the broker's confirm and its
-//! 250 (then at most as many as clients sent again after a final dot that nobody answered). No client hears a 5xx.
+//! **The promises.** Lost is 0 everywhere. Duplicated is 0, except where an agent, or an answer, is taken away between a final dot and its
+//! result, and where a listener is killed between the broker's confirm and its 250; there each copy too many is explained by its own
+//! message's doubt, or by a final dot of its own client that nobody answered. In doubt is 0 where nobody who knows is taken away.
+//! No client hears a 5xx.
 
 pub mod faults;
 pub mod load;

@@ -1,5 +1,7 @@
 //! What a run of chaos is to do.
 
+use std::path::PathBuf;
+
 use super::faults::{FAULTS, Fault};
 
 /// How often each fault happens.
@@ -26,6 +28,8 @@ pub struct Options {
     pub lanes: usize,
     /// Says what happens while it happens.
     pub verbose: bool,
+    /// Where the logs of a fault that broke a promise are kept, in a directory named after it.
+    pub logs: Option<PathBuf>,
 }
 
 impl Options {
@@ -49,6 +53,7 @@ impl Options {
                 Length::Normal | Length::Long => 3,
             },
             verbose: true,
+            logs: None,
         }
     }
 

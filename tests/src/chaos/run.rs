@@ -13,7 +13,7 @@ use futures_util::{FutureExt as _, future::join_all};
 use super::{
     faults::Fault,
     options::Options,
-    stage::{self, Brokers, Stage},
+    stage::{self, Brokers, End, Stage},
     verdict::{self, Verdict},
 };
 
@@ -132,23 +132,7 @@ async fn try_out(
         Ok(stage) => stage,
         Err(error) => return broken(fault, &format!("the stage: {error:#}")),
     };
-    let mut struck = 0;
-    let mut trouble = Vec::new();
-    while struck < times {
-        match (fault.strike)(&mut stage).await {
-            Ok(count) => {
-                struck += count.max(1);
-                if options.verbose && struck.is_multiple_of(10) {
-                    let seconds = start.elapsed().as_secs();
-                    eprintln!("{}: {struck} times in {seconds} s", fault.name);
-                }
-            }
-            Err(error) => {
-                trouble.push(format!("after {struck} times: {error:#}"));
-                break;
-            }
-        }
-    }
+    let (struck, mut trouble) = strike(options, fault, times, &mut stage).await;
     if let Err(error) = stage.heal().await {
         trouble.push(format!("healing: {error:#}"));
     }
@@ -164,24 +148,67 @@ async fn try_out(
     }
     let mut verdict = verdict::judge(&end.book, &end.arrived, end.doubt, fault.promise);
     verdict.breaches.extend(trouble);
+    verdict.breaches.extend(bodies(fault, struck, &end));
     verdict.breaches.extend(end.left);
+    if end.doubt > 0 && !fault.promise.lets_spoolers_doubt() {
+        verdict.breaches.extend(end.given_up);
+    }
+    if let (Some(logs), false) = (&options.logs, verdict.breaches.is_empty())
+        && let Err(error) = stage.keep_logs(&logs.join(fault.name))
+    {
+        verdict.breaches.push(format!("keeping logs: {error:#}"));
+    }
+    verdict.row.fault = fault.name.to_owned();
+    verdict.row.times = struck;
+    verdict.row.seconds = (start.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+    verdict
+}
+
+/// How often it has struck, and what went wrong by then.
+async fn strike(
+    options: &Options,
+    fault: &Fault,
+    times: u32,
+    stage: &mut Stage,
+) -> (u32, Vec<String>) {
+    let start = Instant::now();
+    let mut struck = 0;
+    while struck < times {
+        match (fault.strike)(stage).await {
+            Ok(count) => {
+                struck += count.max(1);
+                if options.verbose && struck.is_multiple_of(10) {
+                    let seconds = start.elapsed().as_secs();
+                    eprintln!("{}: {struck} times in {seconds} s", fault.name);
+                }
+            }
+            Err(error) => return (struck, vec![format!("after {struck} times: {error:#}")]),
+        }
+        stage.turn += 1;
+    }
+    (struck, Vec::new())
+}
+
+/// Bodies that nobody explains.
+fn bodies(fault: &Fault, struck: u32, end: &End) -> Vec<String> {
+    let mut breaches = Vec::new();
     let explained = match fault.abandons {
         true => u64::from(struck),
         false => 0,
     };
     if end.abandoned > explained {
         let bodies = end.abandoned;
-        let text = format!("{bodies} bodies without a message, {explained} explained");
-        verdict.breaches.push(text);
+        breaches.push(format!(
+            "{bodies} bodies without a message, {explained} explained"
+        ));
     }
     if end.bodies > 0 {
-        let text = format!("{} bodies that the sweep did not remove", end.bodies);
-        verdict.breaches.push(text);
+        breaches.push(format!(
+            "{} bodies that the sweep did not remove",
+            end.bodies
+        ));
     }
-    verdict.row.fault = fault.name.to_owned();
-    verdict.row.times = struck;
-    verdict.row.seconds = (start.elapsed().as_secs_f64() * 10.0).round() / 10.0;
-    verdict
+    breaches
 }
 
 fn broken(fault: &Fault, why: &str) -> Verdict {

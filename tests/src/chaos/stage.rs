@@ -13,7 +13,7 @@ use anyhow::{Context as _, ensure};
 use tokio::time::{Instant, sleep};
 
 use self::{disk::SmallDisk, doubt::Doubt};
-use super::load::Load;
+use super::load::{self, Load};
 use crate::{
     Broker, Installation, Postgres, Sink,
     broker::Cluster,
@@ -23,6 +23,7 @@ use crate::{
     sink,
 };
 
+mod arrived;
 mod disk;
 mod doubt;
 mod end;
@@ -44,6 +45,9 @@ const DOT: Duration = Duration::from_millis(200);
 /// How long a listener waits for a confirm: short, so that clients are often told "later" about what may be in the spool, and
 /// send it again.
 pub const CONFIRM_PATIENCE_S: u64 = 5;
+/// How long agents wait for the answer to a final dot where the way to the outside world may be cut: not ten minutes, so that a
+/// run sees its end.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// Within this a process gets ready, on a machine that does other things too.
 const READY: Duration = Duration::from_secs(90);
 
@@ -83,6 +87,16 @@ impl Needs {
     pub const POSTGRES: Self = Self {
         postgres: true,
         ..Self::PLAIN
+    };
+    /// With a person for what is in doubt.
+    pub const HOLD: Self = Self {
+        hold: true,
+        ..Self::PLAIN
+    };
+    /// With PostgreSQL, and a person for what is in doubt.
+    pub const POSTGRES_HOLD: Self = Self {
+        hold: true,
+        ..Self::POSTGRES
     };
     /// With a cluster.
     pub const CLUSTER: Self = Self {
@@ -159,6 +173,8 @@ pub struct Stage {
     load: Option<Load>,
     /// Chooses victims and pauses.
     pub random: fastrand::Rng,
+    /// Strikes before this one.
+    pub turn: usize,
     doubt: Doubt,
     needs: Needs,
     // Stopped after all processes are gone.
@@ -179,7 +195,7 @@ impl Stage {
         seed: u64,
     ) -> anyhow::Result<Self> {
         let world = Sink::builder().transcript_max(2_000).start().await?;
-        world.rule(sink::at(sink::Stage::Dot).wait(DOT));
+        behave(&world);
         let (mut networks, mut internet) = (BTreeMap::new(), None);
         if needs.networks {
             let broker = address(brokers.first().port());
@@ -194,9 +210,11 @@ impl Stage {
             false => None,
         };
         let way_out = internet.as_ref().map_or(world.address(), Proxy::address);
-        let mut builder = builder(&brokers, needs, way_out);
+        let prefix = brokers.first().fresh_prefix();
+        brokers.first().provide(&prefix).await?;
+        let mut builder = builder(&brokers, &prefix, needs, way_out);
         for (name, network) in &networks {
-            let url = format!("amqp://guest:guest@{}/%2f", network.address());
+            let url = format!("amqp://{}/%2f", network.address());
             builder = builder.route(name, &[url]);
         }
         if let Some(server) = &postgres {
@@ -221,6 +239,7 @@ impl Stage {
             internet,
             load: Some(load),
             random: fastrand::Rng::with_seed(seed),
+            turn: 0,
             doubt,
             needs,
             postgres,
@@ -264,11 +283,27 @@ impl Stage {
         names[self.random.usize(..names.len())]
     }
 
+    /// Of every so many messages that the outside world takes, one is not answered: the connection is closed instead. `None`: it
+    /// answers again.
+    pub fn world_hangs_up(&self, every: Option<u32>) {
+        self.world.accept_everything();
+        if let Some(every) = every {
+            let dot = sink::at(sink::Stage::Dot).every(every);
+            self.world.rule(dot.wait(DOT).accept_and_drop());
+        }
+        behave(&self.world);
+    }
+
     /// All but one of them, that one by chance.
     pub fn all_but_one<'a>(&mut self, names: &[&'a str]) -> Vec<&'a str> {
         let mut names = names.to_vec();
         names.swap_remove(self.random.usize(..names.len()));
         names
+    }
+
+    /// One after the other, a strike each: even two strikes try two of them.
+    pub fn in_turn<T: Copy>(&self, all: &[T]) -> T {
+        all[self.turn % all.len()]
     }
 
     /// A service by its name.
@@ -281,8 +316,18 @@ impl Stage {
 
     /// SIGKILL. What the spoolers count is looked at before: a counter dies with its process.
     pub async fn kill9(&mut self, name: &str) {
+        self.kill9_all(&[name]).await;
+    }
+
+    /// SIGKILL for all of them in one moment.
+    pub async fn kill9_all(&mut self, names: &[&str]) {
         self.doubt.look().await;
-        self.service(name).kill9();
+        for name in names {
+            self.service(name).sigkill();
+        }
+        for name in names {
+            self.service(name).kill9();
+        }
     }
 
     /// The load goes on meanwhile. Up to a quarter longer or shorter.
@@ -316,6 +361,7 @@ impl Stage {
     pub async fn heal(&mut self) -> anyhow::Result<()> {
         let networks = self.networks.values().chain(&self.internet);
         networks.for_each(|network| network.set(Weather::Fine));
+        self.world_hangs_up(None);
         for node in self.brokers.nodes() {
             node.resume();
             if !node.is_running() {
@@ -342,14 +388,19 @@ impl Stage {
     }
 }
 
-fn builder(brokers: &Brokers, needs: Needs, way_out: SocketAddr) -> Builder {
-    let urls: Vec<String> = brokers.nodes().iter().map(Broker::url).collect();
-    let prefix = brokers.first().fresh_prefix();
+fn behave(world: &Sink) {
+    world.rule(sink::at(sink::Stage::Dot).wait(DOT));
+}
+
+/// The topology of the prefix is there: processes log in as the users of the shipped definitions, who may not declare it.
+fn builder(brokers: &Brokers, prefix: &str, needs: Needs, way_out: SocketAddr) -> Builder {
+    let urls: Vec<String> = brokers.nodes().iter().map(Broker::address).collect();
     let mut builder = Installation::builder()
-        .broker_at(&urls, &prefix)
+        .with_least_rights(&urls, prefix)
         .broker_lines("heartbeat = \"4s\"")
         .spoolers(SPOOLERS.len())
-        .log_filter("info")
+        // Who was found out, for the explanation of doubt.
+        .log_filter("info,pombo_spooler::adoption=debug")
         .spooler_lines(
             "[schedule]\nfirst = \"500ms\"\nmax = \"2s\"\njitter = 0.2\n\
              [destinations]\nrest = \"1s\"\nrest_max = \"4s\"",
@@ -366,7 +417,14 @@ fn builder(brokers: &Brokers, needs: Needs, way_out: SocketAddr) -> Builder {
         builder = builder.transport_line("out", "in_doubt = \"hold\"");
     }
     for agent in AGENTS {
-        builder = builder.agent(Agent::smtp(agent).transport("out").smarthost(way_out));
+        let agent = Agent::smtp(agent)
+            .transport("out")
+            .smarthost(way_out)
+            .host_of(load::DOMAINS[1], way_out);
+        builder = builder.agent(match needs.networks {
+            true => agent.line(&format!("timeouts.data_end = \"{ANSWER_PATIENCE:?}\"")),
+            false => agent,
+        });
     }
     // Each process prefers another node, as behind a balancer.
     let services = SPOOLERS.iter().chain(&AGENTS).chain(&DOORS[..needs.doors]);

@@ -1,44 +1,73 @@
-//! What was accepted against what arrived. Knows neither the fault nor the load: only the book, what the sink saw, and the
-//! counters of doubt.
+//! What was accepted against what arrived. Knows neither the fault nor the load: only the book, what the sink saw, and what the
+//! spoolers say of doubt.
+//!
+//! Everything is counted for each recipient, and a copy too many has to be explained for itself:
+//!
+//! ```text
+//! message of a client ──> offers that Pombo took, each under an id of its own ──> copies, reports
+//!                    one more: only after a dot                      one more: only where that id's
+//!                    that nobody answered                            trace says that it was in doubt
+//! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
 use super::load::Entry;
 
-/// One row of the table of faults.
+/// Things named in one breach.
+const NAMED: usize = 5;
+
+/// One row of the table of faults. All but the strikes and the time are recipients.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Row {
     /// The kind of fault.
     pub fault: String,
     /// How often it happened.
     pub times: u32,
-    /// Messages that a client was told 250 for.
+    /// Recipients of messages that a client was told 250 for.
     pub accepted: u64,
-    /// Those that arrived.
+    /// Those whose copy arrived.
     pub delivered: u64,
-    /// Those that a report said will not arrive.
+    /// Those of whom a report said that theirs will not arrive.
     pub failed: u64,
-    /// Those that neither arrived nor were reported.
+    /// Those for whom neither came.
     pub lost: u64,
-    /// Copies that arrived beyond the first of each message.
+    /// Copies that arrived beyond each recipient's first.
     pub duplicated: u64,
-    /// Recipients that the spoolers count in doubt, plus messages that clients sent again after a final dot without an answer.
+    /// Recipients that the spoolers count in doubt, plus those of messages whose final dot was not answered to their clients.
     pub in_doubt: u64,
     /// How long it all took.
     pub seconds: f64,
 }
 
-/// What a kind of fault must not do. Nothing is ever lost.
+/// What a kind of fault must not do. Nothing is ever lost, and what arrives twice is explained by its own doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise {
-    /// Nothing arrives twice.
+    /// Nothing arrives twice, and nothing is in doubt.
     Once,
-    /// At most as much arrives twice as was in doubt.
-    TwiceOnlyInDoubt,
-    /// Nothing arrives twice, and no client loses a connection or hears anything worse than 4xx.
+    /// The same, and no client loses a connection or hears anything worse than 4xx.
     Gently,
+    /// Nothing arrives twice, though the spoolers may be in doubt: that waits for a person.
+    OnceThoughInDoubt,
+    /// What the spoolers are in doubt about may arrive twice.
+    TwiceInDoubt,
+    /// What a client brought again, because nobody answered its final dot, may arrive twice.
+    TwiceUnanswered,
+}
+
+impl Promise {
+    fn lets_arrive_twice(self) -> bool {
+        matches!(self, Self::TwiceInDoubt | Self::TwiceUnanswered)
+    }
+
+    pub(super) fn lets_spoolers_doubt(self) -> bool {
+        matches!(self, Self::OnceThoughInDoubt | Self::TwiceInDoubt)
+    }
+
+    fn lets_dots_go_unanswered(self) -> bool {
+        self == Self::TwiceUnanswered
+    }
 }
 
 /// A row, and what in it breaks a promise.
@@ -52,81 +81,113 @@ pub struct Verdict {
     pub skipped: Option<String>,
 }
 
-/// What arrived, by the test's id of the message.
+/// What arrived, by the recipient's address: no two messages have one in common.
 #[derive(Clone, Debug, Default)]
 pub struct Arrived {
-    /// How many copies, and whether all were as sent.
-    pub copies: HashMap<String, Copies>,
-    /// Messages whose sender got a report.
-    pub reported: HashMap<String, u32>,
+    /// Only of those for whom something came.
+    pub fates: HashMap<String, Fate>,
 }
 
-/// The copies of one message.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Copies {
-    /// How many came.
-    pub count: u32,
-    /// How many had other bytes than were sent.
+/// What became of one message for one recipient.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fate {
+    /// By the id that Pombo gave it: a client that brings a message again makes another one of it.
+    pub offers: BTreeMap<String, Offer>,
+    /// Copies with other bytes than were sent.
     pub changed: u32,
+}
+
+/// One of the messages that Pombo has made of a client's message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Copies that arrived.
+    pub copies: u32,
+    /// Reports that it will not arrive.
+    pub failed: u32,
+    /// How often its trace says that it may have been sent without the spoolers' knowing. Asked only if
+    /// [`needs_a_trace`](Self::needs_a_trace).
+    pub doubts: u32,
+}
+
+impl Offer {
+    /// Whether it is well only if it was in doubt.
+    pub fn needs_a_trace(&self) -> bool {
+        self.copies > 1 || (self.copies > 0 && self.failed > 0)
+    }
+}
+
+impl Fate {
+    fn copies(&self) -> u32 {
+        self.offers.values().map(|offer| offer.copies).sum()
+    }
+
+    fn is_reported(&self) -> bool {
+        self.offers.values().any(|offer| offer.failed > 0)
+    }
+
+    /// What of it nothing explains, in words.
+    fn unexplained(&self, unanswered: u32) -> Vec<String> {
+        let mut words = Vec::new();
+        let arrived = self.offers.values().filter(|offer| offer.copies > 0);
+        let offers = arrived.count() as u32;
+        if offers > 1 + unanswered {
+            words.push(format!(
+                "arrived as {offers} messages, with {unanswered} dots unanswered"
+            ));
+        }
+        for (id, offer) in &self.offers {
+            let Offer {
+                copies,
+                failed,
+                doubts,
+            } = *offer;
+            if copies > 1 + doubts {
+                words.push(format!("arrived {copies} times as {id}, {doubts} in doubt"));
+            }
+            if copies > 0 && failed > 0 && doubts == 0 {
+                words.push(format!("arrived as {id} and was reported failed"));
+            }
+            if failed > 1 {
+                words.push(format!("was reported failed {failed} times as {id}"));
+            }
+        }
+        words
+    }
 }
 
 /// Counts.
 pub fn judge(book: &[Entry], arrived: &Arrived, spoolers_doubt: u64, promise: Promise) -> Verdict {
-    let mut row = Row {
-        in_doubt: spoolers_doubt,
-        ..Row::default()
-    };
-    let mut breaches = Vec::new();
-    let (mut lost, mut twice, mut changed) = (Vec::new(), Vec::new(), Vec::new());
+    let mut count = Count::default();
     for entry in book {
-        let copies = arrived.copies.get(&entry.id).copied().unwrap_or_default();
-        row.duplicated += u64::from(copies.count.saturating_sub(1));
-        if copies.count > 1 {
-            twice.push(entry.id.as_str());
-        }
-        if copies.changed > 0 {
-            changed.push(entry.id.as_str());
-        }
-        row.in_doubt += u64::from(entry.unanswered > 0);
-        if let Some(reply) = &entry.refused {
-            breaches.push(format!("{} was refused for good: {reply}", entry.id));
-        }
-        if !entry.accepted {
-            continue;
-        }
-        row.accepted += 1;
-        match (copies.count, arrived.reported.get(&entry.id)) {
-            (1.., _) => row.delivered += 1,
-            (0, Some(_)) => row.failed += 1,
-            (0, None) => lost.push(entry.id.as_str()),
-        }
+        count.entry(entry, arrived);
     }
-    row.lost = lost.len() as u64;
-    let mut name = |what: &str, ids: &[&str]| {
-        let listed = ids[..ids.len().min(5)].join(", ");
-        breaches.push(format!("{} {what}: {listed}", ids.len()));
+    let (mut row, mut breaches) = (count.row, count.breaches);
+    row.lost = count.lost.len() as u64;
+    let mut name = |what: &str, names: &[String]| {
+        if !names.is_empty() {
+            let listed = names[..names.len().min(NAMED)].join(", ");
+            breaches.push(format!("{} {what}: {listed}", names.len()));
+        }
     };
-    if !lost.is_empty() {
-        name("lost", &lost);
+    name("lost", &count.lost);
+    name("changed on the way", &count.changed);
+    name("unexplained", &count.unexplained);
+    if !promise.lets_arrive_twice() {
+        name("arrived twice", &count.twice);
     }
-    if !changed.is_empty() {
-        name("changed on the way", &changed);
+    if !promise.lets_dots_go_unanswered() {
+        name("without an answer to a final dot", &count.unanswered);
     }
-    let twice_max = match promise {
-        Promise::Once | Promise::Gently => 0,
-        Promise::TwiceOnlyInDoubt => row.in_doubt,
-    };
-    if row.duplicated > twice_max {
-        name("arrived twice", &twice);
+    if spoolers_doubt > 0 && !promise.lets_spoolers_doubt() {
+        breaches.push(format!(
+            "{spoolers_doubt} in doubt, where nothing takes away who knows or what is said"
+        ));
     }
+    row.in_doubt = spoolers_doubt + count.unanswered.len() as u64;
     if promise == Promise::Gently {
-        let (cut, unanswered): (u32, u32) = book
-            .iter()
-            .fold((0, 0), |sum, it| (sum.0 + it.cut, sum.1 + it.unanswered));
-        if cut + unanswered > 0 {
-            breaches.push(format!(
-                "clients lost {cut} connections in the middle, {unanswered} of them after a final dot"
-            ));
+        let cut: u32 = book.iter().map(|entry| entry.cut).sum();
+        if cut > 0 {
+            breaches.push(format!("clients lost {cut} connections in the middle"));
         }
     }
     if row.accepted == 0 {
@@ -139,110 +200,60 @@ pub fn judge(book: &[Entry], arrived: &Arrived, spoolers_doubt: u64, promise: Pr
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What is gathered from the book. The lists name recipients.
+#[derive(Default)]
+struct Count {
+    row: Row,
+    breaches: Vec<String>,
+    lost: Vec<String>,
+    changed: Vec<String>,
+    twice: Vec<String>,
+    unexplained: Vec<String>,
+    unanswered: Vec<String>,
+}
 
-    fn entry(id: &str) -> Entry {
-        Entry {
-            id: id.to_owned(),
-            accepted: true,
-            ..Entry::default()
+impl Count {
+    fn entry(&mut self, entry: &Entry, arrived: &Arrived) {
+        if let Some(reply) = &entry.refused {
+            let text = format!("{} was refused for good: {reply}", entry.id);
+            self.breaches.push(text);
+        }
+        let nothing = Fate::default();
+        for recipient in &entry.recipients {
+            let fate = arrived.fates.get(recipient).unwrap_or(&nothing);
+            self.recipient(entry, recipient, fate);
         }
     }
 
-    fn arrived(copies: &[(&str, u32)]) -> Arrived {
-        let copies = copies.iter().map(|&(id, count)| {
-            let copies = Copies { count, changed: 0 };
-            (id.to_owned(), copies)
-        });
-        Arrived {
-            copies: copies.collect(),
-            reported: HashMap::new(),
+    fn recipient(&mut self, entry: &Entry, recipient: &str, fate: &Fate) {
+        let copies = fate.copies();
+        let named = || recipient.to_owned();
+        if copies > 1 {
+            self.row.duplicated += u64::from(copies - 1);
+            self.twice.push(named());
         }
-    }
-
-    #[test]
-    fn all_that_arrives_once_is_well() {
-        let verdict = judge(&[entry("1")], &arrived(&[("1", 1)]), 0, Promise::Gently);
-        assert!(verdict.breaches.is_empty(), "{:?}", verdict.breaches);
-        assert_eq!((verdict.row.accepted, verdict.row.delivered), (1, 1));
-    }
-
-    #[test]
-    fn what_is_lost_breaks_every_promise() {
-        let verdict = judge(
-            &[entry("1"), entry("2")],
-            &arrived(&[("1", 1)]),
-            9,
-            Promise::TwiceOnlyInDoubt,
-        );
-        assert_eq!((verdict.row.lost, verdict.breaches.len()), (1, 1));
-    }
-
-    #[test]
-    fn a_report_is_no_loss() {
-        let mut seen = arrived(&[]);
-        seen.reported.insert("1".to_owned(), 1);
-        let verdict = judge(&[entry("1")], &seen, 0, Promise::Once);
-        assert_eq!((verdict.row.failed, verdict.row.lost), (1, 0));
-        assert!(verdict.breaches.is_empty());
-    }
-
-    #[test]
-    fn twice_is_forgiven_only_where_it_is_promised_and_only_in_doubt() {
-        let book = [entry("1")];
-        let seen = arrived(&[("1", 2)]);
-        for (promise, doubt, breaches) in [
-            (Promise::Once, 1, 1),
-            (Promise::TwiceOnlyInDoubt, 0, 1),
-            (Promise::TwiceOnlyInDoubt, 1, 0),
-        ] {
-            let verdict = judge(&book, &seen, doubt, promise);
-            assert_eq!(verdict.row.duplicated, 1);
-            assert_eq!(verdict.breaches.len(), breaches, "{promise:?} {doubt}");
+        if fate.changed > 0 {
+            self.changed.push(named());
         }
-        let unanswered = Entry {
-            unanswered: 1,
-            ..entry("1")
-        };
-        let verdict = judge(&[unanswered], &seen, 0, Promise::TwiceOnlyInDoubt);
-        assert!(verdict.breaches.is_empty(), "{:?}", verdict.breaches);
-    }
-
-    #[test]
-    fn changed_refused_cut_and_empty_are_breaches() {
-        let mut seen = arrived(&[("1", 1)]);
-        seen.copies.get_mut("1").unwrap().changed = 1;
-        assert_eq!(
-            judge(&[entry("1")], &seen, 0, Promise::Once).breaches.len(),
-            1
-        );
-        let refused = Entry {
-            refused: Some("550 no".to_owned()),
-            accepted: false,
-            ..entry("2")
-        };
-        let both = [entry("1"), refused];
-        assert_eq!(
-            judge(&both, &arrived(&[("1", 1)]), 0, Promise::Once)
-                .breaches
-                .len(),
-            1
-        );
-        let cut = Entry {
-            cut: 1,
-            ..entry("1")
-        };
-        assert_eq!(
-            judge(&[cut], &arrived(&[("1", 1)]), 0, Promise::Gently)
-                .breaches
-                .len(),
-            1
-        );
-        assert_eq!(
-            judge(&[], &arrived(&[]), 0, Promise::Once).breaches.len(),
-            1
-        );
+        if entry.unanswered > 0 {
+            self.unanswered.push(named());
+        }
+        let unexplained = fate.unexplained(entry.unanswered);
+        let words = unexplained.iter().map(|what| format!("{recipient} {what}"));
+        self.unexplained.extend(words);
+        if !entry.accepted {
+            return;
+        }
+        self.row.accepted += 1;
+        if copies > 0 {
+            self.row.delivered += 1;
+        } else if fate.is_reported() {
+            self.row.failed += 1;
+        } else {
+            self.lost.push(named());
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -188,6 +188,7 @@ pub fn at(stage: Stage) -> Rule {
         domain: None,
         first: None,
         first_of_each: None,
+        every: None,
         plan: Plan::default(),
     }
 }
@@ -201,6 +202,7 @@ pub struct Rule {
     domain: Option<String>,
     first: Option<u32>,
     first_of_each: Option<u32>,
+    every: Option<u32>,
     plan: Plan,
 }
 
@@ -253,6 +255,12 @@ impl Rule {
         self
     }
 
+    /// Only every `n`th time.
+    pub fn every(mut self, n: u32) -> Self {
+        self.every = Some(n);
+        self
+    }
+
     /// Waits until the gate is opened.
     pub fn hold(mut self, gate: &Gate) -> Self {
         self.plan.hold = Some(gate.clone());
@@ -289,6 +297,8 @@ impl Rule {
 #[derive(Debug)]
 pub(super) struct Scripted {
     rule: Rule,
+    /// How often it would have applied, but for `every`.
+    met: u32,
     times: u32,
     times_of_each: HashMap<String, u32>,
 }
@@ -297,6 +307,7 @@ impl Scripted {
     pub(super) fn new(rule: Rule) -> Self {
         Self {
             rule,
+            met: 0,
             times: 0,
             times_of_each: HashMap::new(),
         }
@@ -324,6 +335,12 @@ impl Scripted {
             });
         if !fits || rule.first.is_some_and(|n| self.times >= n) {
             return None;
+        }
+        if let Some(n) = rule.every {
+            self.met += 1;
+            if !self.met.is_multiple_of(n) {
+                return None;
+            }
         }
         if let Some(n) = rule.first_of_each {
             let times = self
@@ -412,6 +429,20 @@ mod tests {
         assert!(rule.applies(Stage::Rcpt, &facts(&bob)).is_some());
         assert!(rule.applies(Stage::Rcpt, &facts(&eve)).is_some());
         assert!(rule.applies(Stage::Rcpt, &facts(&bob)).is_none());
+    }
+
+    #[test]
+    fn every_third_time_is_every_third_time_that_it_fits() {
+        let mut rule = Scripted::new(at(Stage::Dot).domain("x").every(3).accept_and_drop());
+        let (bob, eve) = (["bob@x".to_owned()], ["eve@y".to_owned()]);
+        let mut applied = Vec::new();
+        for number in 1..=9 {
+            assert!(rule.applies(Stage::Dot, &facts(&eve)).is_none());
+            if rule.applies(Stage::Dot, &facts(&bob)).is_some() {
+                applied.push(number);
+            }
+        }
+        assert_eq!(applied, [3, 6, 9]);
     }
 
     #[test]

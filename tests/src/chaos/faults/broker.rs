@@ -14,6 +14,7 @@ use super::{BACK, mail_flows_again};
 use crate::{
     Broker,
     chaos::stage::{CONFIRM_PATIENCE_S, Stage},
+    service::Service,
 };
 
 /// Two ticks of the nodes' own heartbeat (8 s here) and an election; and longer than two heartbeats of ours.
@@ -21,6 +22,9 @@ const NODE_GIVEN_UP: Duration = Duration::from_secs(18);
 /// Twice as long as a listener waits for a confirm; and not so long that the agents' right to send runs out (35 s), for then what
 /// they have at their dots is in doubt.
 const UNCONFIRMED: Duration = Duration::from_secs(2 * CONFIRM_PATIENCE_S);
+
+/// Long after whoever cannot publish would be taken for dead: agents that are not answered lose their right to send within 35 s.
+const BLOCKED_LONG: Duration = Duration::from_secs(50);
 
 pub(super) fn connection_cut(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u32>> {
     async move {
@@ -75,7 +79,8 @@ pub(super) fn consumer_cancelled(stage: &mut Stage) -> BoxFuture<'_, anyhow::Res
 }
 
 /// What is in a queue is lost with it, whoever deletes it. So the doors are quiet for a moment: what was accepted is leased
-/// or done, and what is leased is a spooler's.
+/// or done, and what is leased is a spooler's. No process may declare the queue again: each spooler says so until somebody
+/// imports the definitions.
 pub(super) fn queue_deleted(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u32>> {
     async move {
         stage.load().pause().await;
@@ -87,11 +92,34 @@ pub(super) fn queue_deleted(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u
             ensure!(Instant::now() < deadline, "{queue} does not become empty");
             sleep(Duration::from_millis(20)).await;
         }
-        broker.delete_queue(&queue).await?;
+        let said = format!("{queue} does not exist, and this user may not declare it");
+        let before: Vec<usize> = stage
+            .pombo
+            .spoolers()
+            .iter()
+            .map(|spooler| times_said(spooler, &said))
+            .collect();
+        stage.brokers.first().delete_queue(&queue).await?;
         stage.load().go_on();
+        let deadline = Instant::now() + BACK;
+        for (spooler, before) in stage.pombo.spoolers().iter().zip(before) {
+            while times_said(spooler, &said) == before {
+                ensure!(
+                    Instant::now() < deadline,
+                    "{} does not say that {queue} is missing",
+                    spooler.name()
+                );
+                sleep(Duration::from_millis(200)).await;
+            }
+        }
+        stage.brokers.first().provide(stage.pombo.prefix()).await?;
         mail_flows_again(stage).await
     }
     .boxed()
+}
+
+fn times_said(service: &Service, text: &str) -> usize {
+    service.log().matches(text).count()
 }
 
 pub(super) fn restart(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u32>> {
@@ -232,6 +260,13 @@ async fn comes_back(node: &Broker) -> anyhow::Result<()> {
     Ok(())
 }
 
+#[derive(Clone, Copy)]
+enum Alarm {
+    Short,
+    Long,
+}
+
+/// Nobody can publish: no message, no answer, no sign of life. Nobody is gone for that.
 pub(super) fn memory_alarm(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u32>> {
     async move {
         let deferred = stage.load().deferred();
@@ -244,7 +279,10 @@ pub(super) fn memory_alarm(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u3
             );
             sleep(Duration::from_millis(50)).await;
         }
-        stage.pass(Duration::from_secs(5)).await;
+        match stage.in_turn(&[Alarm::Short, Alarm::Long]) {
+            Alarm::Short => stage.pass(Duration::from_secs(5)).await,
+            Alarm::Long => sleep(BLOCKED_LONG).await,
+        }
         stage.brokers.first().clear_memory_alarm().await?;
         stage.flows(BACK).await?;
         stage.pass(Duration::from_secs(2)).await;

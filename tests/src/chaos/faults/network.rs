@@ -1,38 +1,62 @@
 //! Networks that swallow, delay, or carry little. Processes meet on the broker only, so a partition between two of them is one
-//! between either and the broker; agents also need the outside world.
+//! between either and the broker; agents also need the outside world, which may take a message and not say so.
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use futures_util::{FutureExt as _, future::BoxFuture};
 
 use super::mail_flows_again;
 use crate::{
-    chaos::stage::{AGENTS, SPOOLERS, Stage},
+    chaos::stage::{AGENTS, ANSWER_PATIENCE, SPOOLERS, Stage},
     proxy::Weather,
 };
 
-/// As long as a final dot may remain without an answer before it is given up (30 s of silence on the wire) does not pass.
-const OUTSIDE_MAX: Duration = Duration::from_secs(8);
+/// How long agents cannot reach the outside world. In the first two, answers come late ([`ANSWER_PATIENCE`] is 30 s); in the last, who
+/// had written a final dot has given up, and its message is there all the same.
+const OUTSIDE: [Duration; 3] = [
+    Duration::from_secs(8),
+    Duration::from_secs(20),
+    Duration::from_secs(40),
+];
+const _: () = assert!(
+    OUTSIDE[1].as_secs() < ANSWER_PATIENCE.as_secs()
+        && ANSWER_PATIENCE.as_secs() < OUTSIDE[2].as_secs()
+);
+/// The outside world hangs up after every so many messages that it has taken.
+const HANGS_UP_EVERY: u32 = 8;
 
 pub(super) fn partition(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u32>> {
     async move {
         let names: Vec<String> = stage.networks.keys().cloned().collect();
-        // One more for the outside world.
-        let victim = stage.random.usize(..=names.len());
-        match (names.get(victim), &stage.internet) {
-            (None, Some(internet)) => {
-                internet.set(Weather::BlackHole);
-                tokio::time::sleep(OUTSIDE_MAX).await;
-            }
-            (name, _) => {
-                let name = name.unwrap_or(&names[0]).clone();
-                stage.networks[&name].set(Weather::BlackHole);
-                // Some come back before anybody has noticed, some after everybody has.
-                let seconds = [3, 10, 20][stage.random.usize(..3)];
-                stage.pass(Duration::from_secs(seconds)).await;
-            }
-        }
+        let victim = &names[stage.random.usize(..names.len())];
+        stage.networks[victim].set(Weather::BlackHole);
+        // Some come back before anybody has noticed, some after everybody has.
+        let seconds = [3, 10, 20][stage.random.usize(..3)];
+        stage.pass(Duration::from_secs(seconds)).await;
         clear(stage).await
+    }
+    .boxed()
+}
+
+pub(super) fn partition_outside(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u32>> {
+    async move {
+        let internet = stage.internet.as_ref();
+        let internet = internet.context("a stage without an outside network")?;
+        internet.set(Weather::BlackHole);
+        tokio::time::sleep(stage.in_turn(&OUTSIDE)).await;
+        clear(stage).await
+    }
+    .boxed()
+}
+
+/// What is taken and not answered is in doubt as much as what an agent took with it.
+pub(super) fn remote_hangs_up(stage: &mut Stage) -> BoxFuture<'_, anyhow::Result<u32>> {
+    async move {
+        stage.world_hangs_up(Some(HANGS_UP_EVERY));
+        stage.pass(Duration::from_secs(8)).await;
+        stage.world_hangs_up(None);
+        mail_flows_again(stage).await
     }
     .boxed()
 }

@@ -1,19 +1,13 @@
 //! The end of a fault: all that was accepted is to arrive, and nothing to be left.
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use futures_util::StreamExt as _;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::Stage;
-use crate::{
-    chaos::{
-        load::Entry,
-        verdict::{Arrived, Copies},
-    },
-    mail,
-};
+use crate::chaos::{load::Entry, verdict::Arrived};
 
 /// What is in doubt is free after 35 s, a dead spooler's claims sooner; then a retry or two.
 const SETTLE: Duration = Duration::from_secs(180);
@@ -24,6 +18,13 @@ const SWEPT: Duration = Duration::from_secs(60);
 /// What deletes a body does so right after its commit, unless it died between.
 const TIDIED: Duration = Duration::from_secs(10);
 
+/// What a spooler logs when it has found out what became of a message that an agent may have had, and the answers that leave it
+/// in doubt.
+const FOUND_OUT: &str = "in doubt: found out";
+const GIVEN_UP: [&str; 2] = ["Gone", "Struck"];
+/// Of each spooler's.
+const LINES_SHOWN: usize = 3;
+
 /// What came of it all.
 #[derive(Debug)]
 pub struct End {
@@ -33,6 +34,8 @@ pub struct End {
     pub arrived: Arrived,
     /// Recipients that the spoolers counted in doubt.
     pub doubt: u64,
+    /// What their logs say of it: the first few agents that were given up for a message.
+    pub given_up: Vec<String>,
     /// What somebody still has, in words.
     pub left: Vec<String>,
     /// Bodies that nobody had deleted when all was over.
@@ -43,7 +46,7 @@ pub struct End {
 
 impl Stage {
     /// Ends the load and waits until all that was accepted has arrived or been reported, and until nobody has anything left.
-    pub async fn end(mut self) -> End {
+    pub async fn end(&mut self) -> End {
         let book = match self.load.take() {
             Some(load) => load.finish().await,
             None => Vec::new(),
@@ -73,8 +76,9 @@ impl Stage {
             left.extend(self.sweep().await.err().map(|error| format!("{error:#}")));
         }
         End {
-            arrived: self.arrived(&book),
+            arrived: self.arrived(&book).await,
             doubt: self.doubt.sum(),
+            given_up: self.given_up(),
             book,
             left,
             abandoned,
@@ -104,14 +108,7 @@ impl Stage {
 
     fn has_all(&self, book: &[Entry]) -> bool {
         let mut accepted = book.iter().filter(|entry| entry.accepted);
-        accepted.all(|entry| self.has(entry))
-    }
-
-    fn has(&self, entry: &Entry) -> bool {
-        self.world.look(|seen| {
-            seen.copies(&entry.id, &format!("r{}@example.net", entry.id)) > 0
-                || seen.mail_for(&entry.sender).next().is_some()
-        })
+        accepted.all(|entry| entry.recipients.iter().all(|it| self.has(entry, it)))
     }
 
     /// The person for whom messages in doubt are held: asks the outside world whether it has them, and says so.
@@ -122,9 +119,11 @@ impl Stage {
             .iter()
             .filter(|row| row["state"] == "held")
             .filter_map(|row| {
-                let (id, sender) = (row["id"].as_str()?, row["sender"].as_str()?);
-                let entry = book.iter().find(|entry| entry.sender == sender)?;
-                Some((if self.has(entry) { "cancel" } else { "release" }, id))
+                let entry = book.iter().find(|entry| row["sender"] == *entry.sender)?;
+                Some((
+                    self.word_for(entry, &row["recipients"]),
+                    row["id"].as_str()?,
+                ))
             });
         // A program for each word: some hundreds, one after the other, would take the whole time to settle.
         let words = futures_util::stream::iter(decisions);
@@ -133,6 +132,53 @@ impl Stage {
                 self.pombo.pombo(&[word, id]).await;
             })
             .await;
+    }
+
+    /// The words are about all that is undecided of a message: where the outside world has it for some only, and the person can
+    /// neither send it again nor be silent about it, its sender is to know.
+    fn word_for(&self, entry: &Entry, undecided: &Value) -> &'static str {
+        let undecided = undecided.as_array().map_or(&[][..], Vec::as_slice);
+        let has = |it: &&Value| it.as_str().is_some_and(|it| self.has(entry, it));
+        match undecided.iter().filter(has).count() {
+            0 => "release",
+            all if all == undecided.len() => "cancel",
+            _ => "drop",
+        }
+    }
+
+    fn given_up(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for spooler in self.pombo.spoolers() {
+            let log = spooler.log();
+            let given_up = log.lines().filter(|line| {
+                line.contains(FOUND_OUT) && GIVEN_UP.iter().any(|how| line.contains(how))
+            });
+            let named = given_up.map(|line| format!("{}: {line}", spooler.name()));
+            lines.extend(named.take(LINES_SHOWN));
+        }
+        lines
+    }
+
+    /// Writes all logs into this directory.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn keep_logs(&mut self, dir: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir_all(dir)?;
+        let mut logs = Vec::new();
+        for service in self.pombo.spoolers() {
+            logs.push((service.name().to_owned(), service.log()));
+        }
+        for service in self.pombo.agents() {
+            logs.push((service.name().to_owned(), service.log()));
+        }
+        for node in self.brokers.nodes() {
+            logs.push((node.node_name().to_owned(), node.log()));
+        }
+        for (name, text) in logs {
+            std::fs::write(dir.join(format!("{name}.log")), text)?;
+        }
+        Ok(())
     }
 
     /// What somebody still has: in the queues, or at an agent.
@@ -151,29 +197,6 @@ impl Stage {
             }
         }
         left
-    }
-
-    fn arrived(&self, book: &[Entry]) -> Arrived {
-        let by_id: HashMap<&str, &Entry> = book.iter().map(|it| (it.id.as_str(), it)).collect();
-        let by_sender: HashMap<&str, &Entry> =
-            book.iter().map(|it| (it.sender.as_str(), it)).collect();
-        let mut arrived = Arrived::default();
-        for mail in self.world.look(|seen| seen.transactions().to_vec()) {
-            if mail.from.is_empty() {
-                for entry in mail.to().iter().filter_map(|to| by_sender.get(to)) {
-                    *arrived.reported.entry(entry.id.clone()).or_default() += 1;
-                }
-                continue;
-            }
-            let original = mail::without_trace(&mail.data);
-            let Some(entry) = mail.id().and_then(|id| by_id.get(id.as_str()).copied()) else {
-                continue;
-            };
-            let copies: &mut Copies = arrived.copies.entry(entry.id.clone()).or_default();
-            copies.count += 1;
-            copies.changed += u32::from(mail::sha256(original) != entry.sha256);
-        }
-        arrived
     }
 }
 
