@@ -2,9 +2,9 @@
 //!
 //! Every listed agent instance must answer Adopt, whatever it takes now (module `who`), or have lost its
 //! right to send: that is read from its row in the store, which the spoolers that answer it keep moving ([`crate::horizon`]), and
-//! not from its silence towards us. What an agent that is gone may have had is sent again and counted as in doubt; where doubt
-//! is held, only what was noted to be at its dot is in doubt, and waits for a person. An attempt that is found is
-//! ended by us with EndMessage, and recorded as if we had made it.
+//! not from its silence towards us. What an agent that is gone may have had is sent again and counted as in doubt; where everybody
+//! who may have submitted it was asked at the dot, only what was noted there is in doubt (module `lost`). What is in doubt waits
+//! for a person where doubt is held. An attempt that is found is ended by us with EndMessage, and recorded as if we had made it.
 //!
 //! A message may be found long after an agent that had it was given up for another one's sake. So the store remembers who was
 //! struck off, and when: whoever was it before the first tenure of which nothing is recorded ([`Job::unsure_since`]) never had the
@@ -40,6 +40,7 @@ use crate::{
 };
 
 mod doubts;
+mod lost;
 mod who;
 
 use doubts::{Doubt, Doubts, End, Knows, Next, Silent, Suspected};
@@ -272,9 +273,9 @@ impl Adoption {
             }
         }
         job.deaths += u32::from(died);
-        // Where doubt is held, what was not noted was not sent.
-        lost.retain(|(transport, _)| !self.config.holds_doubt(transport));
+        let lost = lost::unnoted(lost, &job.asks, dot.as_ref());
         mark_in_doubt(&mut job, &lost, now);
+        let held = lost::held(&lost, |transport| self.config.holds_doubt(transport));
         let happened = if let Some(dot) = dot {
             count_in_doubt(&dot.transport, dot.considered.len());
             Happened::LostAtTheDot {
@@ -288,6 +289,12 @@ impl Adoption {
                 format!("whoever had it died {deaths} times, the last time it was tried alone");
             warn!(id = %job.id(), deaths, "dead: tried alone, and that died again");
             Happened::Deadly { reason, found }
+        } else if let Some((transport, considered)) = held {
+            Happened::LostAtTheDot {
+                transport,
+                considered,
+                found,
+            }
         } else if found.is_empty() {
             self.dispatcher.do_send(Jobs(vec![job]));
             return;

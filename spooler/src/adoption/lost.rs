@@ -1,0 +1,78 @@
+//! What lost agents leave in doubt: a plain function of what is known of them and of the row.
+//!
+//! Doubt may be held by one spooler and not by another, or since the last restart only. So it is not our configuration that says what
+//! "nothing noted" means, but what the claims have written into the row ([`Asks`]). Of a delivery that came back from the broker nobody knows
+//! who had it, and whether he asked.
+
+use pombo_proto::ids::RecipientIndex;
+
+use crate::note::{Asks, Dot};
+
+/// The transports of agents that are lost, each with the recipients that the agent could have had.
+pub(super) type Lost = Vec<(String, Vec<usize>)>;
+
+/// Those that may have been sent to although nothing is noted about them. What is noted is counted by itself.
+pub(super) fn unnoted(mut lost: Lost, asks: &Asks, dot: Option<&Dot>) -> Lost {
+    let noted = |index: usize| {
+        dot.is_some_and(|dot| dot.considered.iter().any(|noted| noted.get() == index))
+    };
+    lost.retain_mut(|(transport, had)| {
+        had.retain(|index| !noted(*index));
+        !had.is_empty() && !asks.is_about(transport)
+    });
+    lost
+}
+
+/// With which transport, and who, if a person has to see it.
+pub(super) fn held(
+    lost: &Lost,
+    holds_doubt: impl Fn(&str) -> bool,
+) -> Option<(String, Vec<RecipientIndex>)> {
+    let (transport, had) = lost.iter().find(|(transport, _)| holds_doubt(transport))?;
+    let considered = had.iter().map(|index| RecipientIndex(*index as u32));
+    Some((transport.clone(), considered.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use pombo_proto::ids::Instance;
+
+    use super::*;
+
+    fn lost() -> Lost {
+        vec![
+            ("out".to_owned(), vec![0, 2]),
+            ("spare".to_owned(), vec![1]),
+        ]
+    }
+
+    #[test]
+    fn that_nothing_is_noted_is_believed_of_whoever_asked_and_of_nobody_else() {
+        // Doubt was not held when it was submitted; whether it is now does not matter.
+        assert_eq!(unnoted(lost(), &Asks::default(), None), lost());
+        assert_eq!(unnoted(lost(), &Asks::about(["other"]), None), lost());
+        let spare = &lost()[1..];
+        assert_eq!(unnoted(lost(), &Asks::about(["out"]), None), spare);
+        let both = Asks::about(["spare", "out"]);
+        assert_eq!(unnoted(lost(), &both, None), Lost::new());
+    }
+
+    #[test]
+    fn what_is_noted_is_not_counted_twice() {
+        let dot = Dot {
+            transport: "out".to_owned(),
+            instance: Instance::random(),
+            considered: vec![RecipientIndex(1), RecipientIndex(2)],
+        };
+        let rest = [("out".to_owned(), vec![0])];
+        assert_eq!(unnoted(lost(), &Asks::default(), Some(&dot)), rest);
+    }
+
+    #[test]
+    fn what_nobody_was_asked_about_waits_for_a_person_where_doubt_is_held_now() {
+        let considered = vec![RecipientIndex(0), RecipientIndex(2)];
+        let out = Some(("out".to_owned(), considered));
+        assert_eq!(held(&lost(), |it| it == "out"), out);
+        assert_eq!(held(&lost(), |_| false), None);
+    }
+}
