@@ -1,12 +1,17 @@
-//! What lost agents leave in doubt: a plain function of what is known of them and of the row.
+//! What lost agents leave in doubt: plain functions of what is known of them and of the row, and how it is marked and counted.
 //!
 //! Doubt may be held by one spooler and not by another, or since the last restart only. So it is not our configuration that says what
 //! "nothing noted" means, but what the claims have written into the row ([`Asks`]). Of a delivery that came back from the broker nobody knows
 //! who had it, and whether he asked.
 
-use pombo_proto::ids::RecipientIndex;
+use std::collections::BTreeMap;
 
-use crate::note::{Asks, Dot};
+use pombo_proto::{ids::RecipientIndex, time::UnixMillis};
+
+use crate::{
+    job::Job,
+    note::{Asks, Dot},
+};
 
 /// The transports of agents that are lost, each with the recipients that the agent could have had.
 pub(super) type Lost = Vec<(String, Vec<usize>)>;
@@ -31,6 +36,29 @@ pub(super) fn held(
     let (transport, had) = lost.iter().find(|(transport, _)| holds_doubt(transport))?;
     let considered = had.iter().map(|index| RecipientIndex(*index as u32));
     Some((transport.clone(), considered.collect()))
+}
+
+/// Each recipient once, however many agents are lost.
+pub(super) fn mark_in_doubt(job: &mut Job, lost: &Lost, now: UnixMillis) {
+    let mut marked: BTreeMap<&str, usize> = BTreeMap::new();
+    for (index, progress) in job.progress.recipients.iter_mut().enumerate() {
+        let mut lost = lost.iter();
+        if let Some((transport, _)) = lost.find(|(_, had)| had.contains(&index)) {
+            progress.in_doubt = true;
+            *marked.entry(transport).or_default() += 1;
+        }
+    }
+    for (transport, marked) in marked {
+        count_in_doubt(transport, marked);
+        let detail = format!("an agent of {transport} was lost; {marked} may have been sent to");
+        job.progress.note(now, "indoubt", detail);
+    }
+}
+
+/// Recipients that may have been sent to, by attempts whose results nobody will learn.
+pub(super) fn count_in_doubt(transport: &str, recipients: usize) {
+    metrics::counter!("pombo_in_doubt_total", "transport" => transport.to_owned())
+        .increment(recipients as u64);
 }
 
 #[cfg(test)]

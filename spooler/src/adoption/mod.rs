@@ -13,7 +13,7 @@
 //! lease that is found again nobody knows since when its holder had it, so it counts from when the message was issued.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -274,10 +274,10 @@ impl Adoption {
         }
         job.deaths += u32::from(died);
         let lost = lost::unnoted(lost, &job.asks, dot.as_ref());
-        mark_in_doubt(&mut job, &lost, now);
+        lost::mark_in_doubt(&mut job, &lost, now);
         let held = lost::held(&lost, |transport| self.config.holds_doubt(transport));
         let happened = if let Some(dot) = dot {
-            count_in_doubt(&dot.transport, dot.considered.len());
+            lost::count_in_doubt(&dot.transport, dot.considered.len());
             Happened::LostAtTheDot {
                 transport: dot.transport,
                 considered: dot.considered,
@@ -311,29 +311,6 @@ impl Adoption {
             took,
         });
     }
-}
-
-/// Each recipient once, however many agents are lost.
-fn mark_in_doubt(job: &mut Job, lost: &[(String, Vec<usize>)], now: UnixMillis) {
-    let mut marked: BTreeMap<&str, usize> = BTreeMap::new();
-    for (index, progress) in job.progress.recipients.iter_mut().enumerate() {
-        let mut lost = lost.iter();
-        if let Some((transport, _)) = lost.find(|(_, had)| had.contains(&index)) {
-            progress.in_doubt = true;
-            *marked.entry(transport).or_default() += 1;
-        }
-    }
-    for (transport, marked) in marked {
-        count_in_doubt(transport, marked);
-        let detail = format!("an agent of {transport} was lost; {marked} may have been sent to");
-        job.progress.note(now, "indoubt", detail);
-    }
-}
-
-/// Recipients that may have been sent to, by attempts whose results nobody will learn.
-fn count_in_doubt(transport: &str, recipients: usize) {
-    metrics::counter!("pombo_in_doubt_total", "transport" => transport.to_owned())
-        .increment(recipients as u64);
 }
 
 #[derive(Message)]
