@@ -96,6 +96,7 @@ impl<S: Store> Bench<S> {
             holder: self.me,
             now: NOW,
             limit,
+            asks: String::new(),
             bytes: usize::MAX,
             excluded: excluded
                 .iter()

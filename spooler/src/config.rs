@@ -14,7 +14,7 @@ use pombo_proto::{
 };
 use serde::Deserialize;
 
-use crate::{destination::Limits, schedule::Schedule};
+use crate::{destination::Limits, note::Asks, schedule::Schedule};
 
 /// All of it.
 #[derive(Clone, Debug, Deserialize)]
@@ -322,6 +322,13 @@ impl Config {
     pub fn holds_doubt(&self, transport: &str) -> bool {
         let transport = self.transport(transport);
         transport.is_some_and(|it| it.in_doubt == InDoubt::Hold)
+    }
+
+    /// All of these.
+    pub fn asks(&self) -> Asks {
+        let held = self.transports.iter();
+        let held = held.filter(|it| it.in_doubt == InDoubt::Hold);
+        Asks::about(held.map(|it| it.name.as_str()))
     }
 
     /// One transport.

@@ -16,7 +16,10 @@ use pombo_proto::{
     time::UnixMillis,
 };
 
-use crate::{note::Note, progress::Progress};
+use crate::{
+    note::{Asks, Note},
+    progress::Progress,
+};
 
 /// A message that this process may decide about.
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub struct Job {
     pub deaths: u32,
     /// What was noted about an earlier attempt, until that is decided; then about this one.
     pub note: Note,
+    /// About which transports everybody was asked at the dot who may have submitted it since then.
+    pub asks: Asks,
     /// When the tenure was obtained.
     pub since: Instant,
 }

@@ -13,10 +13,40 @@ use crate::store::Written;
 /// The note of one attempt; the store keeps it until a verdict is recorded that is not in doubt.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
-    /// The final dot may have been written: only for transports whose doubt is held. Nothing noted means nothing sent.
+    /// The final dot may have been written: only for transports whose doubt is held. Nothing noted means nothing sent, by those that
+    /// [`Asks`] names.
     pub dot: Option<Dot>,
     /// It was tried alone.
     pub alone: Option<Alone>,
+}
+
+/// The transports about which a spooler is asked at the dot, because doubt about them is held. Each claim writes it into the row, so that
+/// whoever finds the row knows what it means that nothing is noted, whatever is configured by then.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asks(String);
+
+impl Asks {
+    /// About these.
+    pub fn about<'a>(transports: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut names: Vec<&str> = transports.into_iter().collect();
+        names.sort_unstable();
+        Self(names.join("\n"))
+    }
+
+    /// As the store has it.
+    pub fn stored(text: String) -> Self {
+        Self(text)
+    }
+
+    /// For the store: the same for the same transports.
+    pub fn to_stored(&self) -> String {
+        self.0.clone()
+    }
+
+    /// Whether nothing noted means nothing sent by this transport.
+    pub fn is_about(&self, transport: &str) -> bool {
+        self.0.split('\n').any(|it| it == transport)
+    }
 }
 
 /// A trial of a suspect. Two deaths speak against the message: that of the agent that tried it, and that of the spooler that

@@ -16,7 +16,7 @@ use crate::{
     dispatcher::{Appetite, Dispatcher, Jobs},
     job::{Job, Ordinals},
     membership::TakenOver,
-    note::Note,
+    note::{Asks, Note},
     progress::Progress,
     store::{
         Change, ClaimRequest, Claimed, Error, Mark, RowData, Store, StoreThread, Tally, Write,
@@ -60,6 +60,7 @@ pub struct Outbox {
     ordinals: Ordinals,
     dispatcher: Addr<Dispatcher>,
     adoption: Addr<Adoption>,
+    asks: Asks,
     holder: Option<Incarnation>,
     claiming: bool,
     kicked: bool,
@@ -72,12 +73,14 @@ impl Outbox {
         ordinals: Ordinals,
         dispatcher: Addr<Dispatcher>,
         adoption: Addr<Adoption>,
+        asks: Asks,
     ) -> Self {
         Self {
             store,
             ordinals,
             dispatcher,
             adoption,
+            asks,
             holder: None,
             claiming: false,
             kicked: false,
@@ -97,6 +100,7 @@ impl Outbox {
             ordinals: self.ordinals.clone(),
             dispatcher: self.dispatcher.clone(),
             adoption: self.adoption.clone(),
+            asks: self.asks.clone(),
             holder,
         };
         let me = ctx.address();
@@ -170,6 +174,7 @@ struct Round {
     ordinals: Ordinals,
     dispatcher: Addr<Dispatcher>,
     adoption: Addr<Adoption>,
+    asks: Asks,
     holder: Incarnation,
 }
 
@@ -193,6 +198,7 @@ impl Round {
             limit,
             bytes: CLAIM_BYTES,
             excluded: appetite.excluded,
+            asks: self.asks.to_stored(),
         };
         let claimed = match self.store.call(move |store| store.claim(&request)).await {
             Ok(claimed) => claimed,
@@ -240,6 +246,7 @@ impl Round {
                 unsure_since: row.unsure_since,
                 deaths: row.deaths,
                 note,
+                asks: Asks::stored(row.asks),
                 since: Instant::now(),
             }),
             Err(error) => {

@@ -208,6 +208,7 @@ fn assemble(
         ordinals.clone(),
         dispatcher.clone(),
         adoption.clone(),
+        config.asks(),
     )
     .start();
     recorder.do_send(recorder::Wire {

@@ -2,9 +2,9 @@
 //!
 //! Every listed agent instance must answer Adopt, whatever it takes now ([`who`]), or have lost its
 //! right to send: that is read from its row in the store, which the spoolers that answer it keep moving ([`crate::horizon`]), and
-//! not from its silence towards us. What an agent that is gone may have had is sent again and counted as in doubt; where doubt
-//! is held, only what was noted to be at its dot is in doubt, and waits for a person. An attempt that is found is
-//! ended by us with EndMessage, and recorded as if we had made it.
+//! not from its silence towards us. What an agent that is gone may have had is sent again and counted as in doubt; where everybody
+//! who may have submitted it was asked at the dot, only what was noted there is in doubt (module `lost`). What is in doubt waits
+//! for a person where doubt is held. An attempt that is found is ended by us with EndMessage, and recorded as if we had made it.
 //!
 //! A message may be found long after an agent that had it was given up for another one's sake. So the store remembers who was
 //! struck off, and when: whoever was it before the first tenure of which nothing is recorded ([`Job::unsure_since`]) never had the
@@ -48,6 +48,7 @@ use crate::{
 };
 
 pub mod doubts;
+pub mod lost;
 pub mod resolve;
 pub mod who;
 

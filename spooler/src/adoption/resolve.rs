@@ -1,12 +1,11 @@
 //! What follows from a doubt of which all is known: a plain function, without clock or channel. It counts, and says so in the log.
 
-use std::collections::BTreeMap;
-
-use pombo_proto::{ids::Instance, time::UnixMillis};
+use pombo_proto::time::UnixMillis;
 use tracing::{debug, warn};
 
 use super::{
     doubts::{Doubt, Knows, Suspected},
+    lost::{self, Lost},
     who::Who,
 };
 use crate::{
@@ -25,17 +24,6 @@ pub struct Resolved {
     pub sessions: Vec<SessionKey>,
     /// Who may have sent it, and is lost.
     pub lost: Vec<Lost>,
-}
-
-/// An agent that will not answer any more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lost {
-    /// Its run.
-    pub instance: Instance,
-    /// Its transport.
-    pub transport: String,
-    /// The recipients, by their indices, that it may have sent to: these are in doubt.
-    pub recipients: Vec<usize>,
 }
 
 /// Decides. `holds_doubt`: whether doubt about a transport waits for a person.
@@ -93,11 +81,11 @@ pub fn resolve(
         }
     }
     job.deaths += u32::from(died);
-    // Where doubt is held, what was not noted was not sent.
-    lost.retain(|it| !holds_doubt(&it.transport));
-    mark_in_doubt(&mut job, &lost, now);
+    let lost = lost::unnoted(lost, &job.asks, dot.as_ref());
+    lost::mark_in_doubt(&mut job, &lost, now);
+    let held = lost::held(&lost, holds_doubt);
     let happened = if let Some(dot) = dot {
-        count_in_doubt(&dot.transport, dot.considered.len());
+        lost::count_in_doubt(&dot.transport, dot.considered.len());
         Some(Happened::LostAtTheDot {
             transport: dot.transport,
             considered: dot.considered,
@@ -109,6 +97,12 @@ pub fn resolve(
             format!("whoever had it died {deaths} times, the last time it was tried alone");
         warn!(id = %job.id(), deaths, "dead: tried alone, and that died again");
         Some(Happened::Deadly { reason, found })
+    } else if let Some((transport, considered)) = held {
+        Some(Happened::LostAtTheDot {
+            transport,
+            considered,
+            found,
+        })
     } else if found.is_empty() {
         None
     } else {
@@ -120,27 +114,4 @@ pub fn resolve(
         sessions,
         lost,
     }
-}
-
-/// Each recipient once, however many agents are lost.
-fn mark_in_doubt(job: &mut Job, lost: &[Lost], now: UnixMillis) {
-    let mut marked: BTreeMap<&str, usize> = BTreeMap::new();
-    for (index, progress) in job.progress.recipients.iter_mut().enumerate() {
-        let mut lost = lost.iter();
-        if let Some(it) = lost.find(|it| it.recipients.contains(&index)) {
-            progress.in_doubt = true;
-            *marked.entry(&it.transport).or_default() += 1;
-        }
-    }
-    for (transport, marked) in marked {
-        count_in_doubt(transport, marked);
-        let detail = format!("an agent of {transport} was lost; {marked} may have been sent to");
-        job.progress.note(now, "indoubt", detail);
-    }
-}
-
-/// Recipients that may have been sent to, by attempts whose results nobody will learn.
-fn count_in_doubt(transport: &str, recipients: usize) {
-    metrics::counter!("pombo_in_doubt_total", "transport" => transport.to_owned())
-        .increment(recipients as u64);
 }

@@ -9,7 +9,7 @@ use pombo_proto::{
 use super::*;
 use crate::{
     horizon::Observed,
-    note::Note,
+    note::{Asks, Note},
     progress::Progress,
     store::{ListedInstance, Options, Sqlite, Store},
     verdict::samples,
@@ -34,6 +34,7 @@ pub(in crate::adoption) fn job_to(fence: u32, recipients: usize) -> Job {
         unsure_since: UnixMillis(0),
         deaths: 0,
         note: Note::default(),
+        asks: Asks::default(),
         since: Instant::now(),
     }
 }

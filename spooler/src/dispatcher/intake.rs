@@ -9,7 +9,7 @@ use super::{Dispatcher, GOING_DOWN, Jobs, LaneKey, Leases, ReadyJob, Stage};
 use crate::{
     destination::MayStart,
     job::Job,
-    note::Note,
+    note::{Asks, Note},
     progress::{Progress, RecipientState},
     recorder::Move,
     router,
@@ -179,6 +179,7 @@ impl Handler<Leases> for Dispatcher {
                         unsure_since: now,
                         deaths: 0,
                         note: Note::default(),
+                        asks: Asks::default(),
                         since,
                     };
                     self.intake(job, now);

@@ -11,7 +11,11 @@ use pombo_proto::{
 };
 
 use super::*;
-use crate::{note::Note, store, verdict::samples};
+use crate::{
+    note::{Asks, Note},
+    store,
+    verdict::samples,
+};
 
 /// A first attempt by one of two who were given the same delivery, and what was heard of it.
 fn heard(outcome: Outcome, envelope: &Envelope, incarnation: Incarnation) -> Conclude {
@@ -31,6 +35,7 @@ fn heard(outcome: Outcome, envelope: &Envelope, incarnation: Incarnation) -> Con
         unsure_since: samples::SUBMITTED,
         deaths: 0,
         note: Note::default(),
+        asks: Asks::default(),
         since: std::time::Instant::now(),
     };
     let outcome = RecipientOutcome {

@@ -174,6 +174,8 @@ pub struct ClaimRequest {
     /// Not those that wait for one of these (transport, destination); destination `None`: the whole transport. Rows
     /// without a transport are never excluded, nor those whose [`RowData::wake`] has come.
     pub excluded: Vec<(String, Option<String>)>,
+    /// About which transports the claimer is asked at the dot, see [`crate::note::Asks`]; the store only compares it.
+    pub asks: String,
 }
 
 /// A claimed row: the fence is already raised, and committed.
@@ -187,6 +189,8 @@ pub struct Claimed {
     pub doubt: bool,
     /// See [`RowData::unsure_since`]: of what was not in doubt, this claim.
     pub unsure_since: UnixMillis,
+    /// What this claimer said in [`ClaimRequest::asks`], if each one said the same whose verdict on it is still in doubt; else nothing.
+    pub asks: String,
     /// See [`RowData::deaths`].
     pub deaths: u32,
     /// The note of an attempt whose verdict was never recorded.

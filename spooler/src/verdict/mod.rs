@@ -135,7 +135,7 @@ pub enum Happened {
         /// Whether this transport's doubt waits for a person.
         hold: bool,
     },
-    /// It was at its final dot with an agent that is lost, and its transport's doubt waits for a person.
+    /// It was, or may have been, at its final dot with an agent that is lost, and its transport's doubt waits for a person.
     LostAtTheDot {
         /// Which transport.
         transport: String,

@@ -289,3 +289,46 @@ fn racing_processes_decide_each_lease_once() {
     let won: usize = racers.into_iter().map(|racer| racer.join().unwrap()).sum();
     assert_eq!(won, IDS);
 }
+
+#[test]
+fn who_asks_at_the_dot_is_known_as_long_as_every_claim_since_the_last_certain_verdict_says_the_same()
+ {
+    let file = Shared::new();
+    let (mut store, me) = file.joined();
+    let unsure = |doubt| RowData {
+        doubt,
+        ..waiting(NOW)
+    };
+    let id = file.id();
+    store.moved(id, unsure(false));
+    let mut claim = |asks: &str, doubt| {
+        let request = ClaimRequest {
+            asks: asks.to_owned(),
+            ..everything(me, NOW)
+        };
+        let claimed = store.claim(&request).unwrap().remove(0);
+        let fence = claimed.fence.0;
+        store.one(record(claimed.id, fence, me, unsure(doubt)));
+        claimed.asks
+    };
+    assert_eq!(claim("out", true), "out");
+    assert_eq!(claim("out", true), "out");
+    // Whoever this is does not ask, and may have submitted it.
+    assert_eq!(claim("", true), "");
+    assert_eq!(claim("out", true), "");
+    assert_eq!(claim("out", false), "");
+    // What came of it is recorded now: it begins anew.
+    assert_eq!(claim("out", true), "out");
+    assert_eq!(claim("out\nspare", false), "");
+
+    // Nobody knows who had this one before.
+    let other = Shared::new();
+    let (mut store, me) = other.joined();
+    let id = other.id();
+    store.moved(id, unsure(true));
+    let request = ClaimRequest {
+        asks: "out".to_owned(),
+        ..everything(me, NOW)
+    };
+    assert_eq!(store.claim(&request).unwrap()[0].asks, "");
+}

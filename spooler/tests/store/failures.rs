@@ -202,7 +202,7 @@ fn the_parts_of_a_file_of_version_1_are_brought_up_with_what_is_in_them() {
     let part = id.part();
     file.joined().0.moved(id, waiting(NOW));
     // Back to what version 1 made.
-    let columns = ["in_doubt", "deaths", "note", "unsure_since"];
+    let columns = ["in_doubt", "deaths", "note", "unsure_since", "asks"];
     let columns = columns.map(|it| format!("ALTER TABLE part_{part} DROP COLUMN {it};"));
     let triggers = ["enters", "moves", "leaves"];
     let dropped = triggers.map(|it| format!("DROP TRIGGER part_{part}_{it};"));

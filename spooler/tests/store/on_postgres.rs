@@ -130,7 +130,8 @@ impl Shared {
     /// As it was before there was a ledger.
     pub fn forget_the_ledger(&self) {
         self.sql(
-            "DROP TABLE accounts; DROP TABLE pages; DROP TABLE entries; DROP TABLE chores; DROP INDEX messages_apart; UPDATE meta SET version = 2",
+            "DROP TABLE accounts; DROP TABLE pages; DROP TABLE entries; DROP TABLE chores; DROP INDEX messages_apart; \
+             ALTER TABLE messages DROP COLUMN asks; UPDATE meta SET version = 2",
         );
     }
 

@@ -96,8 +96,15 @@ impl Shared {
 
     /// As it was before there was a ledger.
     pub fn forget_the_ledger(&self) {
-        let sql = "DROP TABLE accounts; DROP TABLE pages; DROP TABLE chores; DROP INDEX queue_apart; PRAGMA user_version = 3";
-        self.raw().execute_batch(sql).unwrap();
+        let raw = self.raw();
+        let mut parts = raw.prepare("SELECT part FROM parts").unwrap();
+        let parts = parts.query_map([], |row| row.get(0)).unwrap();
+        let asks: String = parts
+            .map(|part: Result<u32, _>| part.unwrap())
+            .map(|part| format!("ALTER TABLE part_{part} DROP COLUMN asks;"))
+            .collect();
+        let sql = "DROP TABLE accounts; DROP TABLE pages; DROP TABLE chores; DROP INDEX queue_apart; PRAGMA user_version = 3;";
+        raw.execute_batch(&format!("{sql} {asks}")).unwrap();
     }
 
     /// What no transaction of ours can leave behind.

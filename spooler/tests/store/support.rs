@@ -103,6 +103,7 @@ pub fn everything(holder: Incarnation, now: UnixMillis) -> ClaimRequest {
         limit: 1_000,
         bytes: usize::MAX,
         excluded: Vec::new(),
+        asks: String::new(),
     }
 }
 

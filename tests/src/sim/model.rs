@@ -32,6 +32,7 @@ struct Standing {
     /// The cancel came while the row was claimed.
     cancel_unseen: bool,
     note: Option<Vec<u8>>,
+    asks: String,
     changed: UnixMillis,
 }
 
@@ -86,6 +87,7 @@ impl Model {
             dropped: false,
             cancel_unseen: false,
             note: None,
+            asks: String::new(),
             changed: now,
         };
         table.insert(id, standing);
@@ -231,6 +233,9 @@ impl Store for Model {
             row.holder = Some(request.holder);
             if !row.data.doubt {
                 row.data.unsure_since = request.now;
+                row.asks.clone_from(&request.asks);
+            } else if row.asks != request.asks {
+                row.asks.clear();
             }
             row.data.state = QueueState::Moving;
             (row.data.due, row.data.wake) = (None, None);
@@ -241,6 +246,7 @@ impl Store for Model {
                 unsure_since: row.data.unsure_since,
                 deaths: row.data.deaths,
                 note: row.note.clone(),
+                asks: row.asks.clone(),
                 mark: if row.dropped {
                     Mark::Drop
                 } else if row.cancelled {

@@ -128,9 +128,11 @@ WITH sized AS (
 ), taken AS (
     UPDATE messages m SET state = 2, fence = m.fence + 1, holder = $3,
         cancel = CASE WHEN m.cancel = 2 THEN 1 ELSE m.cancel END, changed = $4, due = NULL, wake = NULL,
-        unsure_since = CASE WHEN m.doubt THEN m.unsure_since ELSE $4 END
+        unsure_since = CASE WHEN m.doubt THEN m.unsure_since ELSE $4 END,
+        asks = CASE WHEN m.doubt AND m.asks <> $6 THEN '' ELSE $6 END
     FROM sized s WHERE m.part = s.part AND m.id = s.id AND m.state = 1 AND (s.n = 1 OR s.upto <= $5::int8)
-    RETURNING s.n, m.id, m.fence, m.doubt, m.cancel, m.message, m.progress, m.deaths, m.note, m.unsure_since
+    RETURNING s.n, m.id, m.fence, m.doubt, m.cancel, m.message, m.progress, m.deaths, m.note, m.unsure_since,
+        m.asks
 ), tallied AS (
     INSERT INTO tallies SELECT -count(*), count(*), 0, 0 FROM taken HAVING count(*) > 0
 )
@@ -349,6 +351,7 @@ async fn take(
                 &request.holder.0,
                 &stored_time(request.now),
                 &bytes,
+                &request.asks,
             ],
         )
         .await?;
@@ -363,6 +366,7 @@ async fn take(
             progress: row.get(6),
             deaths: row.get::<_, i32>(7).unsigned_abs(),
             note: row.get(8),
+            asks: row.get(10),
         };
         (row.get::<_, i64>(0), claimed)
     };

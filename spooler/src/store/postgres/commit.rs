@@ -109,7 +109,7 @@ static MIXED: LazyLock<String> = LazyLock::new(|| {
                 doubt = w.doubt, changed = $1, priority = w.priority,
                 reason = w.reason, transport = w.transport, destination = w.destination, progress = w.progress,
                 in_doubt = w.in_doubt, deaths = w.deaths, note = CASE WHEN w.doubt THEN m.note END,
-                unsure_since = w.unsure_since,
+                unsure_since = w.unsure_since, asks = CASE WHEN w.doubt THEN m.asks ELSE '' END,
                 message = CASE WHEN m.message = w.message THEN m.message ELSE w.message END
             FROM w WHERE w.kind = 1 AND m.part = w.part AND m.id = w.id
                 AND m.state = 2 AND m.fence = w.fence AND m.holder = w.holder

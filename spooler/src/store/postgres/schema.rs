@@ -16,7 +16,7 @@ pub(super) const LOCK: &str =
     "SELECT pg_advisory_xact_lock(1349479778, hashtext(current_schema()))";
 
 /// One step per version: the n-th leads from version n to n + 1. Steps are only ever added.
-const MIGRATIONS: [&str; 4] = [FIRST, STRUCK, LEDGER, LISTS];
+const MIGRATIONS: [&str; 5] = [FIRST, STRUCK, LEDGER, LISTS, ASKS];
 
 /// `messages` holds one row per message, waiting or finished: the only arbiter. Its message is not compressed (mail hardly
 /// shrinks) and lies beside the row once it is large, so that a claim does not rewrite it. What waits is found by partial indexes: a
@@ -137,6 +137,11 @@ CREATE TABLE chores (
 /// What does not wait is found among a million that do.
 const LISTS: &str = "
 CREATE INDEX messages_apart ON messages (state, since, id) WHERE state IN (2, 3, 4);
+";
+
+/// Who asks at the dot. Of what is there already nobody is known to have asked.
+const ASKS: &str = "
+ALTER TABLE messages ADD COLUMN asks text NOT NULL DEFAULT '';
 ";
 
 /// Makes the schema, or brings it up to date, under the lock: another process may be doing so.

@@ -253,7 +253,12 @@ fn take_one(
 ) -> rusqlite::Result<Claimed> {
     let holder: Incarnation = request.holder;
     scope.transaction.prepare_cached(sql)?.query_row(
-        params![number, holder.0.as_bytes(), stored_time(request.now)],
+        params![
+            number,
+            holder.0.as_bytes(),
+            stored_time(request.now),
+            request.asks
+        ],
         |row| {
             Ok(Claimed {
                 id: MessageId(uuid::Uuid::from_bytes(row.get(0)?)),
@@ -265,6 +270,7 @@ fn take_one(
                 progress: row.get(4)?,
                 deaths: row.get(5)?,
                 note: row.get(6)?,
+                asks: row.get(8)?,
             })
         },
     )

@@ -72,7 +72,8 @@ impl Sql {
                  recorded_by = iif({GIVEN_BACK}, recorded_by, ?3), recorded_state = iif({GIVEN_BACK}, recorded_state, ?4), \
                  cancel = ?5, hold = 0, doubt = ?6, changed = ?7, due = ?8, priority = ?9, \
                  reason = ?10, transport = ?11, destination = ?12, progress = ?13, head = ?14, wake = ?15, \
-                 in_doubt = ?16, deaths = ?17, note = iif(?6, note, NULL), unsure_since = ?18 WHERE row = ?1"
+                 in_doubt = ?16, deaths = ?17, note = iif(?6, note, NULL), unsure_since = ?18, \
+                 asks = iif(?6, asks, '') WHERE row = ?1"
             ),
             replace_body: format!(
                 "UPDATE {bodies} SET message = ?2 WHERE row = ?1 AND message <> ?2"
@@ -81,9 +82,10 @@ impl Sql {
             read_body: format!("SELECT message FROM {bodies} WHERE row = ?1"),
             take: format!(
                 "UPDATE {rows} SET state = {CLAIMED}, fence = fence + 1, holder = ?2, cancel = {SEEN}, \
-                 changed = ?3, due = NULL, wake = NULL, unsure_since = iif(doubt, unsure_since, ?3) \
+                 changed = ?3, due = NULL, wake = NULL, unsure_since = iif(doubt, unsure_since, ?3), \
+                 asks = iif(doubt AND asks <> ?4, '', ?4) \
                  WHERE row = ?1 AND state = {WAITING} \
-                 RETURNING id, fence, doubt, cancel, progress, deaths, note, unsure_since"
+                 RETURNING id, fence, doubt, cancel, progress, deaths, note, unsure_since, asks"
             ),
             note: format!("UPDATE {rows} SET note = ?2 WHERE row = ?1"),
             forget_deaths: format!("UPDATE {rows} SET deaths = 0, note = NULL WHERE row = ?1"),
@@ -139,7 +141,8 @@ fn create(part: u32) -> String {
             in_doubt INTEGER NOT NULL DEFAULT 0,
             deaths INTEGER NOT NULL DEFAULT 0,
             note BLOB,
-            unsure_since INTEGER NOT NULL DEFAULT 0
+            unsure_since INTEGER NOT NULL DEFAULT 0,
+            asks TEXT NOT NULL DEFAULT ''
         ) STRICT;
         CREATE TABLE body_{part} (row INTEGER PRIMARY KEY, message BLOB NOT NULL) STRICT;
         {undated}
@@ -196,6 +199,16 @@ pub(super) fn add_unsure_since(transaction: &Transaction<'_>) -> rusqlite::Resul
     for part in all(transaction)? {
         transaction.execute_batch(&format!(
             "ALTER TABLE part_{part} ADD COLUMN unsure_since INTEGER NOT NULL DEFAULT 0"
+        ))?;
+    }
+    Ok(())
+}
+
+/// The same for one of version 5. Nobody is known to have asked.
+pub(super) fn add_asks(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    for part in all(transaction)? {
+        transaction.execute_batch(&format!(
+            "ALTER TABLE part_{part} ADD COLUMN asks TEXT NOT NULL DEFAULT ''"
         ))?;
     }
     Ok(())

@@ -14,7 +14,7 @@ use super::{
 const APPLICATION_ID: i32 = 0x506f_6d62;
 
 /// One step per version: the n-th leads from `user_version` n to n + 1. Steps are only ever added.
-const MIGRATIONS: [&str; 5] = [FIRST, DOUBT, STRUCK, LEDGER, LISTS];
+const MIGRATIONS: [&str; 6] = [FIRST, DOUBT, STRUCK, LEDGER, LISTS, ASKS];
 
 /// `queue` is the index over all parts of what is not finished: SQLite has none across tables. Triggers of each part keep
 /// it and `counts` in the same transaction, so both are right whoever writes and whatever crashes. No transport and no
@@ -70,6 +70,9 @@ ALTER TABLE instances ADD COLUMN counter INTEGER NOT NULL DEFAULT 1;
 const STRUCK: &str = "
 ALTER TABLE instances ADD COLUMN struck INTEGER;
 ";
+
+/// Who asks at the dot: all of it is done by [`parts::add_asks`].
+const ASKS: &str = "";
 
 /// The ledger, and who does what one does at a time. `complete`: how many pages from the first on are complete, and not kept. The
 /// columns `to_...` count recipients, those before them messages.
@@ -196,6 +199,7 @@ fn migrate(connection: &mut Connection) -> Result<(), Error> {
                 let mut scope = Scope::begin(&transaction, &mut statements)?;
                 ledger::begin(&mut scope, UnixMillis::now())?;
             }
+            5 => parts::add_asks(&transaction)?,
             _ => {}
         }
     }

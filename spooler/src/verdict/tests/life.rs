@@ -229,7 +229,7 @@ impl Life {
             assert!(after.in_doubt >= before.in_doubt, "seed {seed}");
         }
         let newly = before.recipients.iter().zip(&verdict.progress.recipients);
-        let newly = newly.filter(|(before, after)| after.in_doubt > before.in_doubt);
+        let newly = newly.filter(|(before, after)| after.in_doubt && !before.in_doubt);
         let lost = verdict.progress.timeline.iter().rev().take(3);
         if !lost.clone().any(|it| it.what == "sessionlost") {
             let counted: u32 = verdict.doubted.values().sum();

@@ -181,6 +181,7 @@ impl World {
                     limit: self.random.usize(1..6),
                     bytes: usize::MAX,
                     excluded: (0..self.random.usize(..3)).map(|_| self.lane()).collect(),
+                    asks: String::new(),
                 };
                 let claims = self.stores[process].claim(&request).unwrap();
                 self.model.claim(&request, &claims);

@@ -11,7 +11,7 @@ use pombo_proto::{
 };
 use pombo_spooler::{
     job::Job,
-    note::Note,
+    note::{Asks, Note},
     progress::Progress,
     rows,
     store::{ClaimRequest, Claimed, Mark, Write},
@@ -249,7 +249,9 @@ impl Spooler {
         }
         let without = |name: &&str| outbound(name) == 0;
         let excluded = ["smtp", "spare"].into_iter().filter(without);
+        let held = ["smtp"].into_iter().filter(|name| holds_doubt(name, cx));
         let request = ClaimRequest {
+            asks: Asks::about(held).to_stored(),
             holder: term.me,
             now: cx.now.unix(),
             limit,
@@ -316,6 +318,7 @@ fn job(
         unsure_since: cx.now.unix(),
         deaths: 0,
         note: Note::default(),
+        asks: Asks::default(),
         since,
     }
 }
@@ -333,6 +336,7 @@ fn claimed_job(tenure: Tenure, row: Claimed, cx: &Context<'_>) -> Option<Job> {
         doubt: row.doubt,
         unsure_since: row.unsure_since,
         deaths: row.deaths,
+        asks: Asks::stored(row.asks),
         note: note.transpose().ok()?.unwrap_or_default(),
         ..job(tenure, message, progress, cx)
     })
