@@ -13,9 +13,9 @@ use pombo_spooler::store::{Options as SqliteOptions, Sqlite};
 use pombo_tests::sim::{self, Options, Report, Sabotage, Violation, World};
 
 /// Seeds in the normal run.
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 1_500;
 /// A broken rule is found within so many.
-const FOUND_WITHIN: u64 = 400;
+const FOUND_WITHIN: u64 = 200;
 
 /// What seeds came to, together.
 #[derive(Debug, Default)]
@@ -150,9 +150,9 @@ fn shows_by(broken: Sabotage) -> &'static [u8] {
         Sabotage::DeadHoldersClaim => &[2],
         Sabotage::PauseBeforeDot | Sabotage::RightComesBack => &[8],
         Sabotage::GoBeforeNote | Sabotage::ForgetTheStruck => &[2],
-        Sabotage::OnlyOursAreAsked | Sabotage::StruckAsLoggedOff | Sabotage::ResultsNotTaken => {
-            &[2]
-        }
+        Sabotage::OnlyOursAreAsked | Sabotage::StruckAsLoggedOff => &[2],
+        Sabotage::ResultsNotTaken | Sabotage::LeavesItBehind => &[2],
+        Sabotage::BlockIgnored => &[8],
     }
 }
 

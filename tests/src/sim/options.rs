@@ -71,6 +71,10 @@ pub struct Faults {
     pub slow_store: u32,
     /// The store refuses a process for a while.
     pub store_away: u32,
+    /// A process is asked to end: it drains, and logs off.
+    pub drain: u32,
+    /// The broker holds all publishes back, for up to a minute (a memory alarm).
+    pub block: u32,
     /// In percent: a commit succeeds, and its answer says that it did not.
     pub unknown_commit: u32,
     /// In percent: a publish is confirmed, and the confirm is lost with the connection.
@@ -107,6 +111,8 @@ impl Options {
             unknown_commit: some(10),
             lost_confirm: some(20),
             late_publish: some(15),
+            drain: some(3),
+            block: some(1),
         };
         let every = random.u64(1_500..6_000);
         Self {
@@ -243,11 +249,15 @@ pub enum Sabotage {
     StruckAsLoggedOff,
     /// What an agent kept of a message in doubt is not recorded.
     ResultsNotTaken,
+    /// An agent that logs off says that it keeps nothing.
+    LeavesItBehind,
+    /// Agents are struck off while the broker holds publishes back.
+    BlockIgnored,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::NoFenceCheck,
         Self::AckBeforeCommit,
         Self::UnknownWithoutTombstone,
@@ -268,6 +278,8 @@ impl Sabotage {
         Self::OnlyOursAreAsked,
         Self::StruckAsLoggedOff,
         Self::ResultsNotTaken,
+        Self::LeavesItBehind,
+        Self::BlockIgnored,
     ];
 
     /// By its name.
