@@ -173,17 +173,34 @@ impl Options {
                 },
                 ..drawn
             },
-            // SubmitMessage is still on its way when its spooler is gone, and another one asks.
-            Some(Sabotage::UnknownWithoutTombstone) => Self {
-                agents: 2,
+            // A spooler takes over, and for some time has no session with the agent that others answer.
+            Some(Sabotage::GivenBackIsRecorded) => Self {
+                spoolers: 3,
                 mails: 14,
                 capacity: 4,
                 prefetch: 6,
                 hold: false,
                 faults: Faults {
                     every: every / 2,
-                    crash_spooler: 2,
-                    cut: 4,
+                    crash_spooler: 3,
+                    swallow: 3,
+                    delay: 6,
+                    ..Faults::default()
+                },
+                ..drawn
+            },
+            // SubmitMessage is still on its way when its spooler is dead, and another one has the lease and asks.
+            Some(Sabotage::UnknownWithoutTombstone) => Self {
+                spoolers: 3,
+                agents: 2,
+                doors: 1,
+                mails: 30,
+                capacity: 4,
+                prefetch: 6,
+                hold: false,
+                faults: Faults {
+                    every: every / 2,
+                    crash_spooler: 4,
                     delay: 6,
                     ..Faults::default()
                 },
@@ -249,6 +266,8 @@ pub enum Sabotage {
     StruckAsLoggedOff,
     /// What an agent kept of a message in doubt is not recorded.
     ResultsNotTaken,
+    /// A claim that is given back in doubt counts as recorded, and so does all of before.
+    GivenBackIsRecorded,
     /// An agent that logs off says that it keeps nothing.
     LeavesItBehind,
     /// Agents are struck off while the broker holds publishes back.
@@ -257,7 +276,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::NoFenceCheck,
         Self::AckBeforeCommit,
         Self::UnknownWithoutTombstone,
@@ -278,6 +297,7 @@ impl Sabotage {
         Self::OnlyOursAreAsked,
         Self::StruckAsLoggedOff,
         Self::ResultsNotTaken,
+        Self::GivenBackIsRecorded,
         Self::LeavesItBehind,
         Self::BlockIgnored,
     ];

@@ -27,7 +27,7 @@ use crate::sim::{checks::Seen, context::Context, options::Sabotage, store::Ask};
 /// An adopted attempt that takes longer is cancelled: some of the slow transfers do.
 const ATTEMPT_MAX: Duration = Duration::from_secs(40);
 /// What waits for an agent that has no session here is given back after this.
-const STRANGER_MAX: Duration = Duration::from_secs(20);
+const STRANGER_MAX: Duration = Duration::from_secs(8);
 
 /// See the module.
 pub(super) struct Adoption {
