@@ -1,6 +1,8 @@
 //! The invariants, each an object of its own. They are shown what happens in the outside world, at the broker and in the
 //! store, and are never asked by anybody: workload and faults do not know them, nor they the parties.
 
+mod right;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use pombo_proto::{
@@ -14,6 +16,7 @@ use pombo_spooler::{
 };
 
 use super::options::Millis;
+use right::{NobodyForTheBroker, RightToSend};
 
 /// What the checks are shown.
 #[derive(Clone, Debug)]
@@ -65,6 +68,10 @@ pub enum Seen {
     Struck(Instance),
     /// The store lists this agent, perhaps again.
     Listed(Instance),
+    /// A spooler finds that this agent's right to send has run out.
+    Strikes(Instance),
+    /// The broker holds publishes back, or takes them again.
+    Blocked(bool),
     /// The transport has assigned a reference.
     Assigned(Instance, MessageId, Reference),
     /// EndMessage was called.
@@ -93,9 +100,6 @@ impl std::fmt::Display for Violation {
         )
     }
 }
-
-/// How long an answered row gives the right to send.
-const RIGHT: Millis = 10_000;
 
 /// What a check may look at: the store, and what the broker holds.
 pub struct Look<'a> {
@@ -148,6 +152,7 @@ impl Default for Checks {
                 Box::<Fetched>::default(),
                 Box::new(AckAfterCommit),
                 Box::<RightToSend>::default(),
+                Box::<NobodyForTheBroker>::default(),
                 Box::new(Bounded),
             ],
         }
@@ -434,6 +439,8 @@ impl Check for DoneAfterConfirm {
 #[derive(Default)]
 struct Fetched {
     waiting: BTreeSet<(bool, u32)>,
+    /// A door that was away may hear of these once more.
+    done: BTreeSet<(bool, u32)>,
 }
 
 impl Check for Fetched {
@@ -443,11 +450,12 @@ impl Check for Fetched {
 
     fn see(&mut self, seen: &Seen, _: &mut Look<'_>) -> Result<(), String> {
         match seen {
-            Seen::Arrived(file, number) => {
+            Seen::Arrived(file, number) if !self.done.contains(&(*file, *number)) => {
                 self.waiting.insert((*file, *number));
             }
             Seen::Done(_, file, number) => {
                 self.waiting.remove(&(*file, *number));
+                self.done.insert((*file, *number));
             }
             _ => {}
         }
@@ -477,60 +485,6 @@ impl Check for AckAfterCommit {
             )),
             _ => Ok(()),
         }
-    }
-}
-
-/// 8: no final dot without the right to send, and none after somebody has given up waiting for it.
-#[derive(Default)]
-struct RightToSend {
-    given_up: BTreeMap<(Instance, MessageId), Fence>,
-    struck: BTreeSet<Instance>,
-}
-
-impl Check for RightToSend {
-    fn invariant(&self) -> u8 {
-        8
-    }
-
-    fn see(&mut self, seen: &Seen, look: &mut Look<'_>) -> Result<(), String> {
-        match seen {
-            Seen::InDoubt {
-                instance,
-                id,
-                fence,
-                ..
-            } => {
-                self.given_up.insert((*instance, *id), *fence);
-            }
-            Seen::Struck(instance) => {
-                self.struck.insert(*instance);
-            }
-            Seen::Listed(instance) => {
-                self.struck.remove(instance);
-            }
-            Seen::Dot {
-                instance,
-                id,
-                fence,
-                answered,
-                ..
-            } => {
-                if answered.is_none_or(|at| look.now >= at + RIGHT) {
-                    return Err(format!(
-                        "{instance} sends {id}, and the last answered row was sent at {answered:?}"
-                    ));
-                }
-                if self.struck.contains(instance) {
-                    return Err(format!("{instance} sends {id}, and has been struck off"));
-                }
-                let given_up = self.given_up.get(&(*instance, *id));
-                if given_up.is_some_and(|by| by > fence) {
-                    return Err(format!("{instance} sends {id}, which counts as in doubt"));
-                }
-            }
-            _ => {}
-        }
-        Ok(())
     }
 }
 

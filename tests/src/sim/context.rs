@@ -70,6 +70,10 @@ pub enum Input {
     Confirmed(u64),
     /// The store has answered.
     Answer(u64, Answer),
+    /// The broker holds publishes back, or takes them again.
+    Blocked(bool),
+    /// SIGTERM.
+    Drain,
     /// A client's mail, by number.
     Mail(u32),
     /// There is this file in the drop folder.
@@ -129,6 +133,8 @@ pub enum Effect {
     After(Millis, Timer),
     /// Ends its link, to start over.
     CloseLink,
+    /// Ends itself, after its last words.
+    Exit,
     /// Tells a client that its mail is accepted.
     Accept(u32),
     /// Takes a file out of the drop folder.

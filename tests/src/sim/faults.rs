@@ -2,6 +2,7 @@
 
 use super::{
     agent::Kind,
+    context::Input,
     options::Millis,
     world::{Event, HEARTBEAT, Role, World},
 };
@@ -21,6 +22,8 @@ enum Fault {
     Delay,
     SlowStore,
     StoreAway,
+    Drain,
+    Block,
 }
 
 impl World {
@@ -52,6 +55,8 @@ impl World {
             (Fault::Delay, faults.delay),
             (Fault::SlowStore, faults.slow_store),
             (Fault::StoreAway, faults.store_away),
+            (Fault::Drain, faults.drain),
+            (Fault::Block, faults.block),
         ];
         let sum: u32 = weights.iter().map(|(_, weight)| weight).sum();
         if sum == 0 {
@@ -111,7 +116,20 @@ impl World {
             Fault::StoreAway => {
                 self.slots[spooler].store_away = self.now + self.random.u64(1_000..25_000);
             }
+            Fault::Drain => self.input(0, any, Input::Drain),
+            Fault::Block => self.block(),
         }
+    }
+
+    /// A memory alarm: whatever anybody publishes waits until it is over.
+    fn block(&mut self) {
+        if self.now < self.blocked {
+            return;
+        }
+        let takes = self.random.u64(10_000..60_000);
+        self.blocked = self.now + takes;
+        self.push(0, Event::Blocked(true));
+        self.push(takes, Event::Blocked(false));
     }
 
     /// A place of this kind; there is at least one of each.

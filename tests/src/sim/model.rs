@@ -103,6 +103,7 @@ impl Model {
     ) -> bool {
         let Tenancy { id, fence } = tenancy;
         let careless = self.broken(Sabotage::NoFenceCheck);
+        let settles = self.broken(Sabotage::GivenBackIsRecorded);
         if fence == Fence(0) && self.insert(now, id, row, Some(holder)) {
             return true;
         }
@@ -116,7 +117,7 @@ impl Model {
         standing.holder = None;
         let before = &standing.data;
         let given_back = row.doubt && before.doubt && row.unsure_since == before.unsure_since;
-        if !given_back {
+        if !given_back || settles {
             standing.recorded = Some((fence, holder, row.state, row.doubt));
         }
         standing.data = row.clone();

@@ -71,6 +71,10 @@ pub struct Faults {
     pub slow_store: u32,
     /// The store refuses a process for a while.
     pub store_away: u32,
+    /// A process is asked to end: it drains, and logs off.
+    pub drain: u32,
+    /// The broker holds all publishes back, for up to a minute (a memory alarm).
+    pub block: u32,
     /// In percent: a commit succeeds, and its answer says that it did not.
     pub unknown_commit: u32,
     /// In percent: a publish is confirmed, and the confirm is lost with the connection.
@@ -107,6 +111,8 @@ impl Options {
             unknown_commit: some(10),
             lost_confirm: some(20),
             late_publish: some(15),
+            drain: some(3),
+            block: some(1),
         };
         let every = random.u64(1_500..6_000);
         Self {
@@ -167,17 +173,34 @@ impl Options {
                 },
                 ..drawn
             },
-            // SubmitMessage is still on its way when its spooler is gone, and another one asks.
-            Some(Sabotage::UnknownWithoutTombstone) => Self {
-                agents: 2,
+            // A spooler takes over, and for some time has no session with the agent that others answer.
+            Some(Sabotage::GivenBackIsRecorded) => Self {
+                spoolers: 3,
                 mails: 14,
                 capacity: 4,
                 prefetch: 6,
                 hold: false,
                 faults: Faults {
                     every: every / 2,
-                    crash_spooler: 2,
-                    cut: 4,
+                    crash_spooler: 3,
+                    swallow: 3,
+                    delay: 6,
+                    ..Faults::default()
+                },
+                ..drawn
+            },
+            // SubmitMessage is still on its way when its spooler is dead, and another one has the lease and asks.
+            Some(Sabotage::UnknownWithoutTombstone) => Self {
+                spoolers: 3,
+                agents: 2,
+                doors: 1,
+                mails: 30,
+                capacity: 4,
+                prefetch: 6,
+                hold: false,
+                faults: Faults {
+                    every: every / 2,
+                    crash_spooler: 4,
                     delay: 6,
                     ..Faults::default()
                 },
@@ -243,11 +266,17 @@ pub enum Sabotage {
     StruckAsLoggedOff,
     /// What an agent kept of a message in doubt is not recorded.
     ResultsNotTaken,
+    /// A claim that is given back in doubt counts as recorded, and so does all of before.
+    GivenBackIsRecorded,
+    /// An agent that logs off says that it keeps nothing.
+    LeavesItBehind,
+    /// Agents are struck off while the broker holds publishes back.
+    BlockIgnored,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::NoFenceCheck,
         Self::AckBeforeCommit,
         Self::UnknownWithoutTombstone,
@@ -268,6 +297,9 @@ impl Sabotage {
         Self::OnlyOursAreAsked,
         Self::StruckAsLoggedOff,
         Self::ResultsNotTaken,
+        Self::GivenBackIsRecorded,
+        Self::LeavesItBehind,
+        Self::BlockIgnored,
     ];
 
     /// By its name.

@@ -24,6 +24,8 @@ pub enum Ask {
     List(ListedInstance),
     /// What became of this agent? Its right to send has run out, if its counter still stands there.
     LookUp(Instance, Option<u64>),
+    /// This agent has logged off, and keeps nothing.
+    Forget(Instance),
     /// Which agents are there, and which were struck off since then?
     Suspects(UnixMillis),
     /// Claims.
@@ -104,6 +106,10 @@ impl Host {
                     store.strike_instance(now, *instance, *counter)?;
                 }
                 Answer::Suspects(store.suspects(UnixMillis(0))?)
+            }
+            Ask::Forget(instance) => {
+                store.strike_instance(now, *instance, None)?;
+                Answer::Done
             }
             Ask::Suspects(since) => Answer::Suspects(store.suspects(*since)?),
             Ask::Claim(request) => Answer::Claimed(store.claim(request)?),

@@ -104,6 +104,8 @@ pub(super) enum Event {
     Client(u32),
     Folder,
     Cancel(MessageId),
+    /// The broker holds publishes back, or takes them again.
+    Blocked(bool),
     Fault,
     Look,
 }
@@ -138,6 +140,8 @@ pub struct World {
     pub(super) delayed: BTreeMap<(usize, usize), Millis>,
     /// Until when the store is slow.
     pub(super) slow_store: Millis,
+    /// Until when the broker holds publishes back.
+    pub(super) blocked: Millis,
     report: Report,
     log: bool,
 }
@@ -187,6 +191,7 @@ impl World {
             swallowed: BTreeMap::new(),
             delayed: BTreeMap::new(),
             slow_store: 0,
+            blocked: 0,
             report: Report {
                 took: 0,
                 events: 0,
@@ -332,7 +337,7 @@ impl World {
         self.queue.insert((at, self.serial), Box::new(event));
     }
 
-    fn input(&mut self, after: Millis, place: usize, input: Input) {
+    pub(super) fn input(&mut self, after: Millis, place: usize, input: Input) {
         let life = self.slots[place].life;
         self.push(after, Event::Input(place, life, input));
     }
@@ -384,6 +389,7 @@ impl World {
                 // A store that refuses is asked by nobody again: people give up.
                 let _ = self.host.store.change(now, id, Change::Cancel);
             }
+            Event::Blocked(blocked) => return self.tell_blocked(blocked),
             Event::Fault => self.fault(),
             Event::Look => {}
         }

@@ -46,6 +46,8 @@ pub(super) struct Inbound {
     known: BTreeSet<Mail>,
     token: u64,
     permits: u64,
+    /// It takes no mail any more.
+    closed: bool,
 }
 
 struct Published {
@@ -70,7 +72,19 @@ impl Inbound {
             known: BTreeSet::new(),
             token: 0,
             permits: 0,
+            closed: false,
         }
+    }
+
+    /// No mail from now on; who waits goes to another door.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        self.waiting.clear();
+    }
+
+    /// Whether nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.filling.is_empty() && self.unconfirmed.is_empty()
     }
 }
 
@@ -78,7 +92,7 @@ impl Agent {
     /// There is mail.
     pub(super) fn mail(&mut self, number: u32, file: bool, cx: &mut Context<'_>) {
         let inbound = &mut self.inbound;
-        if self.kind != Kind::Door || !inbound.known.insert((file, number)) {
+        if self.kind != Kind::Door || inbound.closed || !inbound.known.insert((file, number)) {
             return;
         }
         cx.show(Seen::Arrived(file, number));

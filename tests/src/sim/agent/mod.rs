@@ -1,5 +1,6 @@
 //! An agent: its sessions, its status rows, and either an outbound transport or a door behind them.
 
+mod drain;
 mod inbound;
 mod outbound;
 
@@ -99,6 +100,10 @@ pub struct Agent {
     inbound: Inbound,
     greeted: Millis,
     flushing: bool,
+    /// Since when it goes down.
+    draining: Option<Millis>,
+    /// The broker holds publishes back.
+    blocked: bool,
 }
 
 impl Agent {
@@ -119,6 +124,8 @@ impl Agent {
             inbound: Inbound::new(door),
             greeted: 0,
             flushing: false,
+            draining: None,
+            blocked: false,
         }
     }
 
@@ -138,6 +145,7 @@ impl Agent {
             }
             Input::LinkDown => {
                 self.link = None;
+                self.blocked = false;
                 self.end_all(cx);
             }
             Input::Packet(packet) => self.packet(&packet, cx),
@@ -147,6 +155,8 @@ impl Agent {
             Input::Mail(number) => self.mail(number, false, cx),
             Input::File(number) => self.mail(number, true, cx),
             Input::Timer(timer) => self.timer(timer, cx),
+            Input::Blocked(blocked) => self.set_blocked(blocked, cx),
+            Input::Drain => self.drain(cx),
             Input::Leases(_) | Input::Answer(..) => {}
         }
         self.look_at_the_gate(cx);
@@ -187,7 +197,8 @@ impl Agent {
         self.attempts.tick();
         self.look_for_a_lapse(cx);
         let now = cx.now.ms;
-        let silent = |peer: &Peer| now > peer.answered + SILENCE;
+        let blocked = self.blocked;
+        let silent = |peer: &Peer| now > peer.answered + SILENCE && !blocked;
         let over: Vec<Session> = self
             .peers
             .iter()
@@ -208,6 +219,15 @@ impl Agent {
         let kept = self.attempts.in_flight() as usize;
         let most = cx.options.capacity as usize;
         cx.show(Seen::Held("attempts kept", kept, most));
+        self.drain_beat(cx);
+    }
+
+    /// Nothing can be answered meanwhile.
+    fn set_blocked(&mut self, blocked: bool, cx: &mut Context<'_>) {
+        self.blocked = blocked;
+        for peer in self.peers.values_mut() {
+            peer.answered = cx.now.ms;
+        }
     }
 
     fn send_row(&mut self, session: Session, unsettled: &[Tenancy], cx: &mut Context<'_>) {

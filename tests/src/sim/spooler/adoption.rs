@@ -27,11 +27,13 @@ use crate::sim::{checks::Seen, context::Context, options::Sabotage, store::Ask};
 /// An adopted attempt that takes longer is cancelled: some of the slow transfers do.
 const ATTEMPT_MAX: Duration = Duration::from_secs(40);
 /// What waits for an agent that has no session here is given back after this.
-const STRANGER_MAX: Duration = Duration::from_secs(20);
+const STRANGER_MAX: Duration = Duration::from_secs(8);
 
 /// See the module.
 pub(super) struct Adoption {
     observed: Observed,
+    /// The broker holds publishes back.
+    blocked: bool,
     /// All that was said since the process began.
     who: Who,
     doubts: Doubts,
@@ -44,6 +46,7 @@ impl Adoption {
     pub fn new() -> Self {
         Self {
             observed: Observed::default(),
+            blocked: false,
             who: Who::new(Router::new(["smtp", "spare", "door"])),
             doubts: Doubts::new(ATTEMPT_MAX),
             beginning: 0,
@@ -59,6 +62,13 @@ impl Adoption {
     pub fn end_term(&mut self) {
         self.doubts.clear();
         self.beginning = 0;
+        self.observed = Observed::default();
+        self.blocked = false;
+    }
+
+    /// As without a broker: nobody is answered, and nobody is to be struck off for it.
+    pub fn set_blocked(&mut self, blocked: bool) {
+        self.blocked = blocked;
         self.observed = Observed::default();
     }
 }
@@ -113,6 +123,9 @@ impl Spooler {
     /// What the adoption does by itself.
     pub(super) fn look_at_doubts(&mut self, cx: &mut Context<'_>) {
         let now = cx.now.instant();
+        if self.adoption.blocked {
+            return;
+        }
         let Some(term) = &self.term else { return };
         let can_ask = |it| is_open_with(term, it);
         let doubts = &mut self.adoption.doubts;
@@ -140,11 +153,17 @@ impl Spooler {
     pub(super) fn listed(&mut self, listed: &[ListedInstance], cx: &mut Context<'_>) {
         let now = cx.now.instant();
         let adoption = &mut self.adoption;
+        if adoption.blocked {
+            return;
+        }
         adoption.observed.handle_listed(listed, now);
         let Silent { gone, missing } = adoption.doubts.handle_listed(&adoption.observed, now);
         let gone = gone.into_iter().map(|(it, counter)| (it, Some(counter)));
         let missing = missing.into_iter().map(|it| (it, None));
         for (instance, counter) in gone.chain(missing) {
+            if counter.is_some() {
+                cx.show(Seen::Strikes(instance));
+            }
             let strike = Ask::LookUp(instance, counter);
             self.ask(strike, Asked::LookUp(instance), cx);
         }

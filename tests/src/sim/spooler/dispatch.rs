@@ -49,6 +49,13 @@ pub(super) struct Ready {
     queued: Millis,
 }
 
+impl Ready {
+    /// The message, and whom it was to be submitted for.
+    pub fn into_parts(self) -> (Job, Vec<RecipientIndex>) {
+        (self.job, self.plan.recipients)
+    }
+}
+
 impl Spooler {
     pub(super) fn leases(&mut self, leases: Vec<Delivered>, cx: &mut Context<'_>) {
         let since = self.next_ordinal();
@@ -106,6 +113,9 @@ impl Spooler {
             now: cx.now.unix(),
         };
         match verdict::next(&case, &job.progress) {
+            Next::Submit(plan) if self.going.is_some() => {
+                self.park_for_good(job, plan.recipients, cx);
+            }
             // What is noted at the dot is a row of the store: so it must be there first.
             Next::Submit(plan)
                 if job.tenure.fence() == Fence(0) && holds_doubt(&plan.transport, cx) =>
@@ -215,7 +225,7 @@ impl Spooler {
     pub(super) fn adjust_leasing(&mut self, cx: &mut Context<'_>) {
         let Some(term) = &mut self.term else { return };
         let open = term.sessions.values().any(|it| it.opened().is_some());
-        let wanted = term.entered && open && !term.trouble;
+        let wanted = term.entered && open && !term.trouble && self.going.is_none();
         if wanted != term.leasing {
             term.leasing = wanted;
             cx.act(Effect::Lease(if wanted { cx.options.prefetch } else { 0 }));
@@ -227,6 +237,9 @@ impl Spooler {
         let Some(term) = self.term.as_mut().filter(|it| it.entered && !it.trouble) else {
             return;
         };
+        if self.going.is_some() {
+            return;
+        }
         if term.claiming {
             term.kicked = true;
             return;
@@ -293,6 +306,9 @@ impl Spooler {
     /// Permits, to whom the turns name.
     pub(super) fn give_permits(&mut self, _: &mut Context<'_>) {
         let Some(term) = &mut self.term else { return };
+        if self.going.is_some() {
+            return;
+        }
         while let Some(turn) = term.turns.next() {
             if let Some(session) = term.sessions.get_mut(&turn.session) {
                 session.start_message(turn.permit);

@@ -5,12 +5,14 @@
 //! | `mod` | switchboard: the link's events |
 //! | `session` | session |
 //! | `dispatch` | dispatcher, outbox, reception |
+//! | `drain` | service, as far as it goes down |
 //! | `record` | recorder |
 //! | `adoption` | adoption |
 //! | `membership` | membership |
 
 mod adoption;
 mod dispatch;
+mod drain;
 mod membership;
 mod record;
 mod session;
@@ -36,6 +38,7 @@ use super::{
 };
 use adoption::Adoption;
 use dispatch::Ready;
+use drain::Going;
 use membership::Membership;
 use record::Pending;
 pub use record::reports_in;
@@ -62,6 +65,9 @@ pub struct Spooler {
     tickets: u64,
     greeted: Millis,
     flushing: bool,
+    going: Option<Going>,
+    /// The broker holds publishes back.
+    blocked: bool,
 }
 
 /// One incarnation. With it goes everything that the spooler knows, but what agents have said that they take.
@@ -105,6 +111,10 @@ enum Asked {
     Recorded(Incarnation),
     /// Then these are asked for.
     Suspects(Vec<Job>),
+    /// It has logged off.
+    Forgotten,
+    /// Then the process ends.
+    Left,
 }
 
 impl Spooler {
@@ -118,6 +128,8 @@ impl Spooler {
             tickets: 0,
             greeted: 0,
             flushing: false,
+            going: None,
+            blocked: false,
         }
     }
 
@@ -133,6 +145,8 @@ impl Spooler {
             Input::Leases(leases) => self.leases(leases, cx),
             Input::Answer(ticket, answer) => self.answered(ticket, answer, cx),
             Input::Timer(timer) => self.timer(timer, cx),
+            Input::Blocked(blocked) => self.set_blocked(blocked, cx),
+            Input::Drain => self.go_down(cx),
             Input::Confirmed(_) | Input::Mail(_) | Input::File(_) => {}
         }
         self.give_permits(cx);
@@ -149,6 +163,7 @@ impl Spooler {
                 self.look_at_sessions(cx);
                 self.park_the_slow(cx);
                 self.look_at_doubts(cx);
+                self.drain_beat(cx);
                 if self.term.is_some() && cx.now.ms >= self.greeted + HELLO_EVERY {
                     self.greet(cx);
                 }
@@ -201,6 +216,7 @@ impl Spooler {
     /// Everything in process is dropped; its claims are given back.
     fn end_term(&mut self, cx: &mut Context<'_>) {
         if let Some(term) = self.term.take() {
+            self.blocked = false;
             self.adoption.end_term();
             self.tickets += 1;
             cx.act(Effect::Store(self.tickets, Ask::End(term.me, None)));
@@ -256,7 +272,15 @@ impl Spooler {
                 self.suspects_refused(jobs);
                 cx.after(REPEAT_AFTER, Timer::Repeat);
             }
-            (Asked::TakeOver | Asked::Recorded(_) | Asked::LookUp(_) | Asked::Note(..), _) => {}
+            (Asked::Left, _) => cx.act(Effect::Exit),
+            (
+                Asked::Forgotten
+                | Asked::TakeOver
+                | Asked::Recorded(_)
+                | Asked::LookUp(_)
+                | Asked::Note(..),
+                _,
+            ) => {}
         }
     }
 

@@ -1,6 +1,11 @@
 //! One session with one agent, from the spooler's side: logon, rows, the ladders of its submissions and receptions.
 
-use std::{collections::BTreeMap, time::Duration};
+mod ends;
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use pombo_proto::{
     frame::{Frame, Packet, Payload},
@@ -27,15 +32,10 @@ use pombo_spooler::{
 
 use super::{Asked, Spooler, holds_doubt, membership::ms, record::Conclude};
 use crate::sim::{
-    checks::Seen,
-    context::{Context, Effect, Timer},
+    context::Context,
     options::{Millis, Sabotage},
     store::Ask,
 };
-
-/// A session is over when no status row has come for so long.
-const SILENCE_MAX: Millis = 15_000;
-const LOGON_MAX: Millis = 30_000;
 
 /// One attempt.
 struct UnderWay {
@@ -92,6 +92,16 @@ impl Session {
     /// When it opened.
     pub fn opened(&self) -> Option<Ordinal> {
         self.opened
+    }
+
+    /// Whether something is submitted here.
+    pub fn has_submitted(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
+    /// What can be said now.
+    pub fn packets(&mut self, now: Instant) -> Vec<Packet> {
+        std::iter::from_fn(|| self.out.poll_packet(now)).collect()
     }
 
     /// A credit that was spent in the session opened then is free again.
@@ -156,6 +166,9 @@ impl Spooler {
         let Role::Agent { transport } = &hello.role else {
             return;
         };
+        if self.going.is_some() {
+            return;
+        }
         let epoch = u32::try_from(self.next_ordinal().0 + 1).unwrap_or(u32::MAX);
         let Some(term) = self.term.as_mut().filter(|it| it.entered) else {
             return;
@@ -219,7 +232,7 @@ impl Spooler {
         all.values_mut().find(|it| it.is_open_with(instance))
     }
 
-    fn session(&mut self, key: Incarnation) -> Option<&mut Session> {
+    pub(super) fn session(&mut self, key: Incarnation) -> Option<&mut Session> {
         self.term.as_mut()?.sessions.get_mut(&key)
     }
 
@@ -330,6 +343,7 @@ impl Spooler {
                 }
             }
             Verb::StartReply(result) => self.start_replied(key, correlation, result, cx),
+            Verb::LoggedOff { kept } => self.logged_off(key, kept, cx),
             _ => {}
         }
     }
@@ -527,87 +541,6 @@ impl Spooler {
         };
         if let Some(term) = &mut self.term {
             term.turns.handle_start_reply(key, permit, reply);
-        }
-    }
-
-    pub(super) fn look_at_sessions(&mut self, cx: &mut Context<'_>) {
-        let now = cx.now.ms;
-        let Some(term) = &self.term else { return };
-        let most = cx.options.capacity as usize;
-        for session in term.sessions.values() {
-            let submitted = session.under_way.len();
-            cx.show(Seen::Held(
-                "messages submitted in a session",
-                submitted,
-                most,
-            ));
-        }
-        let over = |session: &Session| match session.opened {
-            Some(_) => now > session.heard + SILENCE_MAX,
-            None => now > session.began + LOGON_MAX,
-        };
-        let over: Vec<Incarnation> = term
-            .sessions
-            .iter()
-            .filter(|(_, session)| over(session))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in over {
-            self.end_session(key, cx);
-        }
-    }
-
-    /// The session is over: whatever is under way is unknown, and will be asked for by Adopt.
-    pub(super) fn end_session(&mut self, key: Incarnation, cx: &mut Context<'_>) {
-        let Some(session) = self.session(key) else {
-            return;
-        };
-        let all: Vec<Tenancy> = session
-            .under_way
-            .values()
-            .map(|it| it.job.tenure.tenancy())
-            .collect();
-        for tenancy in all {
-            if let Some(it) = self
-                .session(key)
-                .and_then(|it| it.under_way.get_mut(&tenancy.id))
-            {
-                it.ladder.handle_session_ended();
-            }
-            self.drain(key, tenancy, cx);
-        }
-        let Some(term) = &mut self.term else { return };
-        let Some(session) = term.sessions.remove(&key) else {
-            return;
-        };
-        term.turns.handle_session_ended(key);
-        cx.act(Effect::Send(numbering::no_session(
-            term.me,
-            key,
-            session.out.epoch(),
-        )));
-        let transport = session.transport;
-        let same = |it: &Session| it.opened.is_some() && it.transport == transport;
-        if transport != "door" && !term.sessions.values().any(same) {
-            term.router.set_available(&transport, false);
-            self.reconsider(&transport, cx);
-        }
-        if session.opened.is_some() {
-            self.adoption_closed(session.instance, cx);
-        }
-    }
-
-    pub(super) fn flush(&mut self, cx: &mut Context<'_>) {
-        let now = cx.now.instant();
-        let Some(term) = &mut self.term else { return };
-        for session in term.sessions.values_mut() {
-            while let Some(packet) = session.out.poll_packet(now) {
-                cx.act(Effect::Send(packet));
-            }
-            if session.out.poll_timeout().is_some() && !self.flushing {
-                self.flushing = true;
-                cx.after(numbering::PATIENCE.as_millis() as Millis + 1, Timer::Flush);
-            }
         }
     }
 }

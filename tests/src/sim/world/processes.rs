@@ -61,20 +61,35 @@ impl World {
         self.push(back, Event::Start(place));
     }
 
-    /// Always a suffix.
-    pub(super) fn lose_last_words(&mut self, link: Incarnation) {
+    /// It ends by itself: what it said last arrives, and what it asked of the store is carried out.
+    fn exit(&mut self, place: usize) {
+        let slot = &mut self.slots[place];
+        slot.process = None;
+        slot.life += 1;
+        slot.held.clear();
+        if let Some(link) = slot.link.take() {
+            let last = self.words_of(link).last().map_or(self.now, |it| it.0);
+            self.push_at(last, Event::Lose(link));
+        }
+        let back = self.random.u64(200..8_000);
+        self.push(back, Event::Start(place));
+    }
+
+    /// What is on its way from here.
+    fn words_of(&self, link: Incarnation) -> Vec<(Millis, u64)> {
         let said = |event: &Event| match event {
             Event::Packet(packet) => packet.from == link,
             Event::Publish { from, fate, .. } => *from == link && *fate != Fate::Late,
             Event::Ack(from, _) => *from == link,
             _ => false,
         };
-        let words: Vec<_> = self
-            .queue
-            .iter()
-            .filter(|(_, event)| said(event))
-            .map(|(key, _)| *key)
-            .collect();
+        let all = self.queue.iter().filter(|(_, event)| said(event));
+        all.map(|(key, _)| *key).collect()
+    }
+
+    /// Always a suffix.
+    pub(super) fn lose_last_words(&mut self, link: Incarnation) {
+        let words = self.words_of(link);
         let arrive = self.random.usize(..=words.len());
         for key in &words[arrive..] {
             let lost = self.queue.remove(key).map(|event| *event);
@@ -100,6 +115,9 @@ impl World {
         let link = Incarnation(drawn_uuid(&mut self.random));
         self.slots[place].link = Some(link);
         self.broker.connect(link, place);
+        if self.now < self.blocked {
+            self.input(0, place, Input::Blocked(true));
+        }
         self.handle(place, life, Input::LinkUp(link))
     }
 
@@ -137,7 +155,12 @@ impl World {
         let slot = &mut self.slots[place];
         if slot.life == life && slot.paused {
             slot.paused = false;
-            for event in std::mem::take(&mut slot.held) {
+            let held = std::mem::take(&mut slot.held);
+            if self.now < self.blocked {
+                // Before it finds out how long it was away.
+                self.input(0, place, Input::Blocked(true));
+            }
+            for event in held {
                 self.push(0, event);
             }
         }
@@ -183,6 +206,10 @@ impl World {
             self.check(seen)?;
         }
         for effect in effects {
+            if let Effect::Exit = effect {
+                self.exit(place);
+                break;
+            }
             self.act(place, effect);
         }
         Ok(())
@@ -201,6 +228,7 @@ impl World {
                 self.folder.remove(&number);
             }
             (_, None) => {}
+            (Effect::Exit, _) => {}
             (Effect::CloseLink, Some(link)) => self.push(0, Event::LinkDown(place, link)),
             (
                 Effect::Publish {
@@ -222,7 +250,7 @@ impl World {
             }
             (Effect::Ack(tags), Some(link)) => {
                 for tag in tags {
-                    let after = self.latency();
+                    let after = self.held_back() + self.latency();
                     self.push(after, Event::Ack(link, tag));
                 }
             }

@@ -28,6 +28,26 @@ impl World {
         here.then_some((place, slot.life))
     }
 
+    /// How long what is published now waits for the broker to take it.
+    pub(super) fn held_back(&self) -> Millis {
+        self.blocked.saturating_sub(self.now)
+    }
+
+    /// Everybody who has a connection is told.
+    pub(super) fn tell_blocked(&mut self, blocked: bool) -> Result<(), Violation> {
+        let over = !blocked && self.now < self.blocked;
+        if over {
+            return Ok(());
+        }
+        for place in 0..self.slots.len() {
+            if self.slots[place].link.is_some() {
+                let after = self.latency();
+                self.input(after, place, Input::Blocked(blocked));
+            }
+        }
+        self.check(Seen::Blocked(blocked))
+    }
+
     pub(super) fn send(&mut self, place: usize, packet: Packet) {
         if self.broker.owner(packet.from).is_none() {
             return;
@@ -37,7 +57,7 @@ impl World {
         if self.now < until(&self.swallowed) {
             return;
         }
-        let mut after = self.latency();
+        let mut after = self.held_back() + self.latency();
         if self.now < until(&self.delayed) {
             after += self.random.u64(500..6_000);
         }
@@ -68,7 +88,7 @@ impl World {
             let spooler = slot.role == Role::Spooler;
             let heard = slot.link.is_some() && self.now >= slot.cut_off;
             if heard && spooler != (hello.role == Party::Spooler) {
-                let after = self.latency();
+                let after = self.held_back() + self.latency();
                 self.input(after, place, Input::Hello(hello.clone()));
             }
         }
@@ -93,7 +113,7 @@ impl World {
         if cut_off && fate != Fate::Late {
             return;
         }
-        let mut after = self.latency();
+        let mut after = self.held_back() + self.latency();
         if fate != Fate::Confirmed {
             let noticed = self.random.u64(..3_000);
             self.push(noticed, Event::LinkDown(place, from));
