@@ -2,8 +2,8 @@
 //!
 //! **One row per id, waiting or finished, is the only arbiter** of who may decide about a message. A commit is conditional
 //! on the fence (fence 0: on the absence of the row) and names its holder, so that an unknown commit can be repeated.
-//! Rows lie in parts by day of issue (0 for derived ids); a part whose every message has finished and that is older than the
-//! history to keep is dropped whole.
+//! Rows lie in parts by day of issue (0 for derived ids); in a part that is older than the history to keep and whose
+//! every message has finished, what had its last change before that goes, and with the last of it the part.
 //!
 //! What moves a row, and who may:
 //!
@@ -124,7 +124,7 @@ pub enum Write {
         /// [`Store::recorded`] covers its fence.
         ///
         /// A row that is left with the doubt that it was claimed with (the same `unsure_since`) is only given back: nothing was
-        /// found out, and so this is no verdict on any fence.
+        /// found out, and so this is no verdict on any fence. Repeated, it is `Lost`: it had nothing to settle.
         holder: Incarnation,
         /// The new row.
         row: RowData,
@@ -456,9 +456,9 @@ pub trait Store: Send {
     /// One step of some hundred milliseconds; [`Pruned::more`] says whether another is to follow.
     ///
     /// Drops what had its last change before `before` (a day), in parts that are older than that and hold nothing unfinished;
-    /// finished derived ids, which share one part, by their age and in bounded steps. Doors into whose accounts nothing was entered since two days before that, and
-    /// of which nothing waits, are forgotten. So are agents that were struck off before that day, but none that
-    /// could have had what still waits: a message that such an agent had was issued before it was struck off, so it lies in one of
+    /// finished derived ids, which share one part, by their age and in bounded steps. Doors into whose accounts nothing was
+    /// entered since two days before that, and of which nothing waits, are forgotten. So are agents that were struck off before
+    /// that day, but none that could have had what still waits: a message that such an agent had was issued before it was struck off, so it lies in one of
     /// those parts, or it has outlived its life wherever it is.
     fn prune(&mut self, before: u32) -> Result<Pruned, Error>;
 

@@ -23,7 +23,7 @@
 //! repeated by the caller. A claim whose commit is unknown is remembered here and, as the first thing of the next claim, given
 //! back if it turns out to have happened: nobody has seen it, and the incarnation that it names lives on.
 //!
-//! **Time.** Nothing here waits for longer than [`Options::patience`]: a server that does not answer is away. The server has
+//! **Time.** Nothing here but pruning and migrating waits for longer than [`Options::patience`]: a server that does not answer is away. The server has
 //! the same limits (statements, locks, idle transactions), so that what we gave up ends there, too, and a spooler that stands
 //! still holds no lock for long. After a failure the connection is made anew, with growing pauses, in which every call fails
 //! at once.
@@ -407,15 +407,21 @@ impl Store for Postgres {
             let step = self.run(SCHEMA_PATIENCE, async |session, memory| {
                 parts::prune(session, memory, part, before).await
             })?;
-            pruned.parts += u32::from(step == PartStep::Dropped);
-            pruned.more |= step == PartStep::Shrunk;
+            if step != PartStep::Stays {
+                pruned.parts = u32::from(step == PartStep::Dropped);
+                pruned.more = true;
+                return Ok(pruned);
+            }
         }
         let prune = async |session: &mut Session, _: &mut Memory| {
             parts::prune_derived(session, before).await
         };
         let (derived, more) = self.ask(prune)?;
         pruned.derived = derived;
-        pruned.more |= more;
+        if more {
+            pruned.more = true;
+            return Ok(pruned);
+        }
         pruned.struck =
             self.ask(async |session, _| members::forget_struck(session, before).await)?;
         let before = tally::forgotten_before(before);

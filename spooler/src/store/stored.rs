@@ -38,6 +38,7 @@ pub(super) const IN_DOUBT: i64 = 16;
 pub(super) const UNDATED: u32 = 0;
 /// At most this many finished rows go in one call of prune (about a second on a slow disk).
 pub(super) const PRUNED_MAX: usize = 20_000;
+
 /// What one step of pruning did to a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PartStep {

@@ -131,6 +131,7 @@ impl Shared {
     pub fn forget_the_ledger(&self) {
         self.sql(
             "DROP TABLE accounts; DROP TABLE pages; DROP TABLE entries; DROP TABLE chores; DROP INDEX messages_apart; \
+             DROP INDEX messages_late; \
              ALTER TABLE messages DROP COLUMN asks; UPDATE meta SET version = 2",
         );
     }

@@ -1,4 +1,4 @@
-//! Parts: made on demand, dropped whole.
+//! Parts: made on demand, pruned by the last change, dropped when old.
 
 use pombo_proto::{control::QueueState, ids::MessageId, time::UnixMillis};
 use pombo_spooler::store::{Pruned, Store, Written};
@@ -40,8 +40,11 @@ fn a_part_is_dropped_once_it_is_old_and_nothing_in_it_is_unfinished() {
 fn what_was_held_for_longer_than_history_is_kept_is_in_it_from_its_end() {
     let file = Shared::new();
     let (mut store, me) = file.joined();
-    let (prompt, held) = (file.id_at(days_ago(30)), file.id_at(days_ago(30)));
-    store.finish_at(days_ago(30), prompt, 0, me);
+    let prompt: Vec<_> = (0..100).map(|_| file.id_at(days_ago(30))).collect();
+    let held = file.id_at(days_ago(30));
+    for id in &prompt {
+        store.finish_at(days_ago(30), *id, 0, me);
+    }
     store.moved(held, waiting(NOW));
     store.claim_all(me);
     let history_after = |days: u64| UnixMillis(NOW.0 + days * DAY).day() - 14;
@@ -49,7 +52,9 @@ fn what_was_held_for_longer_than_history_is_kept_is_in_it_from_its_end() {
     assert_eq!(prune(&mut store, history_after(0)), Pruned::default());
     store.finish_at(NOW, held, 1, me);
     assert_eq!(prune(&mut store, history_after(0)), Pruned::default());
-    assert!(store.get(prompt).unwrap().is_none());
+    for id in prompt {
+        assert!(store.get(id).unwrap().is_none());
+    }
     for days in [0, 1, 14] {
         assert_eq!(prune(&mut store, history_after(days)), Pruned::default());
         assert_eq!(store.row(held).data.state, QueueState::Finished);

@@ -324,7 +324,12 @@ fn no_question_walks_through_a_table() {
     assert_eq!(store.counts().unwrap().waiting, 100);
     assert!(store.change(NOW, claims[899].id, Change::Hold).unwrap());
     store.row(claims[0].id);
+    // Days that stay for what finished late.
+    let kept = store.prune(NOW.day()).unwrap();
+    assert_eq!((kept.parts, kept.more), (0, false));
     assert_eq!(ended(store), before);
+    let scans = "SELECT sum(idx_scan) > 0 FROM pg_stat_user_indexes WHERE indexrelname LIKE 'messages_%_changed_idx%'";
+    assert_eq!(server.sql(scans).unwrap(), "t");
     // And what is held or dead is found by the index of what does not wait.
     let scans = "SELECT sum(idx_scan) >= 3 FROM pg_stat_user_indexes WHERE indexrelname LIKE 'messages%state_since_id_idx'";
     assert_eq!(server.sql(scans).unwrap(), "t");

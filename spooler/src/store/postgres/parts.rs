@@ -1,8 +1,9 @@
 //! Parts: one partition per day of issue, and one for derived ids (number 0).
 //!
 //! A part is made by the first write that needs it and dropped whole once nothing in it is unfinished and nothing finished
-//! of late; where something has, the rest goes by its last change. Any process may do either. A process remembers which parts it has seen: a write into one that has been dropped since fails as a whole, and is
-//! done again with the part made anew.
+//! of late; where something has, the rest goes by its last change. Any process may do either. A process
+//! remembers which parts it has seen: a write into one that has been dropped since fails as a whole, and is done again with the
+//! part made anew.
 //!
 //! Making one locks nobody out (a table is attached). Dropping one needs the whole of `messages` for some milliseconds: it
 //! waits a second for that at most, because everybody else waits behind it, and else leaves it for the next time.
@@ -106,7 +107,11 @@ fn is_elsewhere(state: Option<&SqlState>) -> bool {
 async fn try_prune(session: &mut Session, part: u32, before: u32) -> Result<PartStep> {
     let table = format!("messages_{part}");
     let unfinished = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE state < {FINISHED})");
-    let late = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE changed >= $1)");
+    // In the words of the index: `before` is a later day than the part's, and so what is not in it is older.
+    let late = format!(
+        "SELECT EXISTS (SELECT 1 FROM {table} WHERE state = {FINISHED} AND part > 0 \
+         AND changed >= (part::int8 + 1) * {DAY_MS} AND changed >= $1)"
+    );
     let before = i64::from(before) * DAY_MS;
     session.begin().await?;
     // Asked twice: a part that is stuck is not to lock everybody out every hour.
@@ -116,8 +121,9 @@ async fn try_prune(session: &mut Session, part: u32, before: u32) -> Result<Part
     }
     if session.client.query_one(&late, &[&before]).await?.get(0) {
         let sql = format!(
-            "DELETE FROM {table} WHERE state = {FINISHED} AND id IN \
-             (SELECT id FROM {table} WHERE state = {FINISHED} AND changed < $1 LIMIT {PRUNED_MAX})"
+            "DELETE FROM {table} WHERE part = {part} AND state = {FINISHED} AND id IN \
+             (SELECT id FROM {table} WHERE part = {part} AND state = {FINISHED} AND changed < $1 \
+             ORDER BY id LIMIT {PRUNED_MAX})"
         );
         let deleted = session.client.execute(&sql, &[&before]).await?;
         session.commit().await?;
@@ -130,7 +136,9 @@ async fn try_prune(session: &mut Session, part: u32, before: u32) -> Result<Part
     let lock = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '60s'; \
                 LOCK TABLE ONLY messages IN ACCESS EXCLUSIVE MODE";
     session.client.batch_execute(lock).await?;
-    if session.client.query_one(&unfinished, &[]).await?.get(0) {
+    if session.client.query_one(&unfinished, &[]).await?.get(0)
+        || session.client.query_one(&late, &[&before]).await?.get(0)
+    {
         session.roll_back().await?;
         return Ok(PartStep::Stays);
     }

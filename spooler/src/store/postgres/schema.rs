@@ -16,7 +16,7 @@ pub(super) const LOCK: &str =
     "SELECT pg_advisory_xact_lock(1349479778, hashtext(current_schema()))";
 
 /// One step per version: the n-th leads from version n to n + 1. Steps are only ever added.
-const MIGRATIONS: [&str; 5] = [FIRST, STRUCK, LEDGER, LISTS, ASKS];
+const MIGRATIONS: [&str; 6] = [FIRST, STRUCK, LEDGER, LISTS, ASKS, LATE];
 
 /// `messages` holds one row per message, waiting or finished: the only arbiter. Its message is not compressed (mail hardly
 /// shrinks) and lies beside the row once it is large, so that a claim does not rewrite it. What waits is found by partial indexes: a
@@ -142,6 +142,13 @@ CREATE INDEX messages_apart ON messages (state, since, id) WHERE state IN (2, 3,
 /// Who asks at the dot. Of what is there already nobody is known to have asked.
 const ASKS: &str = "
 ALTER TABLE messages ADD COLUMN asks text NOT NULL DEFAULT '';
+";
+
+/// What finished on a later day than that of its issue, by its last change: a part is dropped whole once nothing of it did so of
+/// late. What finishes on its own day, as nearly everything does, is not in it.
+const LATE: &str = "
+CREATE INDEX messages_late ON messages (changed)
+    WHERE state = 5 AND part > 0 AND changed >= (part::int8 + 1) * 86400000;
 ";
 
 /// Makes the schema, or brings it up to date, under the lock: another process may be doing so.
