@@ -104,7 +104,8 @@ pub trait Transport: Send + Sync + 'static {
         Validation::Ok
     }
 
-    /// TransportLogoff of the last session and Shutdown: release everything. What is under way has completed before.
+    /// TransportLogoff of the last session and Shutdown: release everything. What is under way has completed before, and so has END
+    /// of both directions, unless the agent's `drain_limit` or a second signal cut that short.
     async fn shutdown(&self) {}
 
     /// How long [`Self::shutdown`] may take if it is not hung; then the process ends without it. Default 10 s.

@@ -479,7 +479,7 @@ async fn in_order(
         if AssertUnwindSafe(call).catch_unwind().await.is_err() {
             tracing::error!(?direction, ?flow, "the transport panicked");
         }
-        open.fetch_sub(1, Ordering::Relaxed);
+        open.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -43,16 +43,15 @@ impl Right {
 
     /// A row that was sent at this time has been answered. Look for a lapse first.
     pub fn prove(&self, sent_at: Duration) {
-        let at = u64::try_from(sent_at.as_millis()).unwrap_or(u64::MAX - 1);
-        self.proven.fetch_max(at + 1, Ordering::AcqRel);
+        self.proven.fetch_max(mark(sent_at), Ordering::AcqRel);
     }
 
     /// A session is opened: if nothing is proven yet, that must follow soon. What is submitted before the first proof would
     /// otherwise get the right by one that comes long after others have given it up.
     pub fn await_proof(&self, now: Duration) {
-        let _ =
-            self.awaited
-                .compare_exchange(0, millis(now) + 1, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self
+            .awaited
+            .compare_exchange(0, mark(now), Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// For a submission that begins now.
@@ -142,6 +141,11 @@ impl Go {
             notified.await;
         }
     }
+}
+
+/// An instant as it is kept: plus one, because 0 says that there is none.
+fn mark(at: Duration) -> u64 {
+    millis(at).saturating_add(1)
 }
 
 fn millis(duration: Duration) -> u64 {

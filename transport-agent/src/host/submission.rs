@@ -236,6 +236,26 @@ impl Sending {
         !self.cancel.is_cancelled() && self.tools.right.holds(self.since, boot_time())
     }
 
+    async fn may_finish(&self) -> bool {
+        if !self.may_send() {
+            return false;
+        }
+        let Some(go) = &self.go else {
+            return true;
+        };
+        if !go.is_given(boot_time()) {
+            go.ask(boot_time());
+            let told = Told::AtTheDot(self.envelope.id);
+            self.tools.teller.tell(told);
+            tokio::select! {
+                () = go.given() => {}
+                () = self.cancel.cancelled() => return false,
+                () = tokio::time::sleep(VALID) => return false,
+            }
+        }
+        go.is_given(boot_time()) && self.may_send()
+    }
+
     fn held(&self) -> std::sync::MutexGuard<'_, Option<OwnedSemaphorePermit>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -359,28 +379,6 @@ impl SubmissionHandle for Handle {
         let may = it.may_finish().await;
         it.finishing.fetch_or(may, Ordering::AcqRel);
         may
-    }
-}
-
-impl Sending {
-    async fn may_finish(&self) -> bool {
-        let it = self;
-        if !it.may_send() {
-            return false;
-        }
-        let Some(go) = &it.go else {
-            return true;
-        };
-        if !go.is_given(boot_time()) {
-            go.ask(boot_time());
-            it.tools.teller.tell(Told::AtTheDot(it.envelope.id));
-            tokio::select! {
-                () = go.given() => {}
-                () = it.cancel.cancelled() => return false,
-                () = tokio::time::sleep(VALID) => return false,
-            }
-        }
-        go.is_given(boot_time()) && it.may_send()
     }
 }
 

@@ -259,12 +259,13 @@ impl Transport for Skeleton {
     }
 }
 
-/// Appends and syncs: what is reported as delivered must survive.
+/// Before anything is written: a file that cannot be opened leaves no doubt.
 async fn open(path: &std::path::Path) -> io::Result<fs::File> {
     let mut options = fs::OpenOptions::new();
     options.create(true).append(true).open(path).await
 }
 
+/// Appends and syncs: what is reported as delivered must survive.
 async fn append(mut file: fs::File, lines: String) -> io::Result<()> {
     file.write_all(lines.as_bytes()).await?;
     file.flush().await?;

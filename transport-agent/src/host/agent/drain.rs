@@ -53,8 +53,8 @@ impl Agent {
         };
         let waited = now.saturating_duration_since(draining.since);
         // Shutdown comes after the END of both directions.
-        let told = self.flows_open.load(Ordering::Relaxed) == 0;
-        let empty = self.attempts.is_empty() && self.receiving == 0 && told;
+        let flows = self.flows_open.load(Ordering::Acquire);
+        let empty = self.attempts.is_empty() && self.receiving == 0 && flows == 0;
         if !empty && waited < self.settings.drain_limit {
             if now.saturating_duration_since(draining.said) < SAY_EVERY {
                 return;
@@ -65,6 +65,7 @@ impl Agent {
                 sending = self.attempts.under_way_count(),
                 unsettled = self.attempts.in_flight(),
                 receiving = self.receiving,
+                flows,
                 sessions = self.peers.len(),
                 oldest,
                 "the drain waits"
@@ -75,6 +76,7 @@ impl Agent {
             warn!(
                 unsettled = self.attempts.in_flight(),
                 receiving = self.receiving,
+                flows,
                 "the drain limit is reached"
             );
         }

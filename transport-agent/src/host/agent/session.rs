@@ -244,8 +244,8 @@ impl Agent {
             if self.begun[index] != wanted {
                 self.begun[index] = wanted;
                 let flow = if wanted { Flow::Begin } else { Flow::End };
-                // The other end lives as long as the runtime.
                 self.flows_open.fetch_add(1, Ordering::Relaxed);
+                // The other end lives as long as the runtime.
                 let _ = self.flows.send((direction, flow));
             }
         }
@@ -253,7 +253,7 @@ impl Agent {
     }
 
     /// Whether anybody gives this agent work, or takes what it has: a session, and for one that only receives, one that lets mail
-    /// in. (What is kept offline on purpose has nothing else to wait for.)
+    /// in. (One that sends is ready offline, too: it was kept so on purpose.)
     fn is_served(&self) -> Result<(), String> {
         let receives_only = self.logon.as_ref().is_ok_and(|reply| !reply.outbound);
         if !self.peers.values().any(|peer| peer.logged_on) {

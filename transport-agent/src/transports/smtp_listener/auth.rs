@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Who does not exist and who has another password get the same answer after the same work. A failure is answered late, ever later
-//! within one session; after a few the session ends; and a client with too many in a minute is not listened to (454). What a
-//! client says here is in no log.
+//! within one session; after a few the session ends; and a client with too many in a minute is not listened to (454). Of what a
+//! client says here only the name of who got in is in a log.
 
 use std::{io, time::Duration};
 

@@ -23,6 +23,7 @@ use crate::provider::{Identity, Incoming, SaveError};
 
 /// A reply that is unseen for so long, or a save that takes so long, is written down as doubtful.
 const UNSEEN_MAX: Duration = Duration::from_secs(1);
+
 /// The last accepted message, until its client shows that it has seen the 250.
 pub(super) struct Doubt {
     id: MessageId,
@@ -73,9 +74,9 @@ pub(super) enum Known {
     /// Under this id; the client has not seen the 250 yet.
     As(MessageId, Ticket),
     /// It may have been, under this id and with this trace field.
-    Perhaps(MessageId, Bytes),
+    Unclear(MessageId, Bytes),
     /// The first copy is still being saved.
-    Unclear,
+    BeingSaved,
 }
 
 /// How SaveChanges ended.
@@ -135,7 +136,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         };
         let ticket = repeats.insert(trail.outline(), digest, fate, StdInstant::now());
         if let (Some(entry), Ok(id)) = (&pending, &result) {
-            entry.tell.send_replace(Some(*id));
+            entry.tell.send_replace(Some((*id, ticket)));
         }
         Saved {
             ticket: result.is_ok().then_some(ticket),
@@ -152,17 +153,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let digest = trail.digest().await;
         let patience = self.shared.config.data_timeout;
         loop {
-            let (mut wait, ticket) = match repeats.find(&digest, StdInstant::now()) {
+            let mut wait = match repeats.find(&digest, StdInstant::now()) {
                 None => return Known::No,
                 Some((Fate::Saved(id), ticket)) => return Known::As(id, ticket),
-                Some((Fate::Unclear(id, field), _)) => return Known::Perhaps(id, field),
-                Some((Fate::Saving(wait), ticket)) => (wait, ticket),
+                Some((Fate::Unclear(id, field), _)) => return Known::Unclear(id, field),
+                Some((Fate::Saving(wait), _)) => wait,
             };
             match timeout(patience, wait.wait_for(Option::is_some)).await {
-                Ok(Ok(saved)) => return saved.map_or(Known::No, |id| Known::As(id, ticket)),
+                Ok(Ok(saved)) => {
+                    return saved.map_or(Known::No, |(id, ticket)| Known::As(id, ticket));
+                }
                 // The first one was not saved, or nobody knows whether it was: the table does.
                 Ok(Err(_)) => {}
-                Err(_) => return Known::Unclear,
+                Err(_) => return Known::BeingSaved,
             }
         }
     }
@@ -213,7 +216,7 @@ struct Pending<'a> {
     repeats: &'a Repeats,
     ticket: Ticket,
     digest: Digest,
-    tell: watch::Sender<Option<MessageId>>,
+    tell: watch::Sender<Option<(MessageId, Ticket)>>,
 }
 
 impl<'a> Pending<'a> {

@@ -284,17 +284,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                         client = %self.peer.ip, "sent again, known already");
                     return Ok(self.accepted(id, Some(Unseen::Recorded(ticket))).await);
                 }
-                Known::Perhaps(id, field) => {
-                    info!(transport = "smtp-listener", id = %id, transaction = transaction_id,
-                        client = %self.peer.ip, "sent again, not known whether it is there: published again, marked");
+                Known::Unclear(id, field) => {
                     if !grant.grow(body.len() as u64) {
                         permit.finish(Received::Nothing);
                         return Ok(self.say(refusal(Fault::NoMemory)));
                     }
                     body = [&field[..], &body[head..]].concat().into();
                     identity = Identity::Again(id);
+                    info!(transport = "smtp-listener", id = %id, transaction = transaction_id,
+                        client = %self.peer.ip, "sent again, not known whether it is there: to be published again, marked");
                 }
-                Known::Unclear => {
+                Known::BeingSaved => {
                     return Ok(
                         self.say("451 4.3.0 The first copy is still being queued, try again later")
                     );

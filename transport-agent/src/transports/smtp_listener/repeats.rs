@@ -6,6 +6,9 @@
 //! digest made and written here. So the table is empty while all goes well, and a client that sends two
 //! identical messages on healthy connections gets two messages.
 //!
+//! Also written here is what was published and never confirmed. Its client was told to come later, and nobody knows whether the message
+//! is in the spool: the same one, sent again, is published under the same id, so that one of the two vanishes.
+//!
 //! SHA-256 is slow without hardware help (a 10 KiB message takes about 40 us on an old core), but it is only
 //! computed for messages in doubt, and for messages of a client and a size that is in doubt already. The table has at most
 //! `repeat_entries_max` entries of about 200 bytes, and our trace field of those that were never confirmed; the one that would be
@@ -118,8 +121,8 @@ impl Trail {
 pub(super) enum Fate {
     /// Accepted under this id.
     Saved(MessageId),
-    /// Being saved: the id will come, or the sender goes away without.
-    Saving(watch::Receiver<Option<MessageId>>),
+    /// Being saved: the id will come, with what names its entry then, or the sender goes away without.
+    Saving(watch::Receiver<Option<(MessageId, Ticket)>>),
     /// Nobody knows: its confirm did not come. Published again, it must be the same to the byte, our trace field included.
     Unclear(MessageId, Bytes),
 }
@@ -202,19 +205,23 @@ impl Repeats {
         let mut table = self.lock();
         table.remove(&digest);
         self.expire(&mut table, now);
+        let window = match fate {
+            Fate::Unclear(..) => self.windows.unclear,
+            Fate::Saved(_) | Fate::Saving(_) => self.windows.unseen,
+        };
+        table.serial += 1;
+        let serial = table.serial;
+        if window.is_zero() {
+            // Turned off: nobody has to make room for it.
+            return Ticket { serial, digest };
+        }
         while table.entries.len() >= self.max.max(1) {
             let Some((_, soonest)) = table.order.pop_first() else {
                 break;
             };
             table.remove(&soonest);
         }
-        table.serial += 1;
-        let serial = table.serial;
-        let until = now
-            + match fate {
-                Fate::Unclear(..) => self.windows.unclear,
-                Fate::Saved(_) | Fate::Saving(_) => self.windows.unseen,
-            };
+        let until = now + window;
         table.order.insert((until, serial), digest);
         *table.outlines.entry(outline).or_default() += 1;
         let entry = Entry {

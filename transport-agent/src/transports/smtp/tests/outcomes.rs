@@ -150,14 +150,19 @@ async fn a_server_without_ehlo_is_told_helo() {
 
 #[tokio::test]
 async fn a_lost_answer_to_the_final_dot_leaves_doubt() {
-    let nonsense = "S: 354 go on\nE\n";
-    for instead in ["X\n", "E\n", "S: what?\nE\n", nonsense] {
+    for (instead, why) in [
+        ("X\n", "the connection"),
+        ("E\n", "no answer in time"),
+        ("S: what?\nE\n", "not an answer of SMTP"),
+        ("S: 354 go on\nE\n", "an unexpected answer"),
+    ] {
         let script = TAKEN.replace("S: 250 2.0.0 queued\n", instead);
         let server = Server::play([format!("{HELLO}{script}")]).await;
-        let rig = Rig::smarthost(&server, "[timeouts]\ndata_end = \"100ms\"").await;
+        let rig = Rig::smarthost(&server, "[timeouts]\ndata_end = \"1s\"").await;
         let lines = rig.send(Message::to_bob()).await;
         assert_begins(&lines, &["0 in doubt 4.4.2 "]);
         assert!(lines[0].contains("may have been received"), "{lines:?}");
+        assert!(lines[0].contains(why), "{lines:?}");
         server.finish().await;
     }
 }

@@ -140,6 +140,10 @@ async fn a_repeat_waits_for_the_first_that_is_still_being_saved() {
         [Received::Saved { id, more: false }, Received::Nothing]
     );
     assert_eq!(rig.saved().len(), 1);
+    // Now its client knows. What it sends from here on it means.
+    rig.save(Save::Ok);
+    assert_ne!(queued(&second.message(MESSAGE).await), id);
+    assert_eq!(rig.saved().len(), 2);
 }
 
 #[tokio::test]
