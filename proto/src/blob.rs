@@ -270,7 +270,12 @@ fn remove_staged(directory: &FilePath, age: Duration) -> std::io::Result<u64> {
                     id.parse::<MessageId>().is_ok() && number.parse::<u64>().is_ok()
                 });
             let old = |at: SystemTime| now.duration_since(at).is_ok_and(|since| since > age);
-            if staged && old(file.metadata()?.modified()?) {
+            // One that is gone has just become a body.
+            let is_old = || {
+                let written = file.metadata().and_then(|it| it.modified());
+                written.is_ok_and(old)
+            };
+            if staged && is_old() {
                 std::fs::remove_file(file.path())?;
                 removed += 1;
             }
@@ -279,7 +284,8 @@ fn remove_staged(directory: &FilePath, age: Duration) -> std::io::Result<u64> {
     Ok(removed)
 }
 
-/// A body that comes in parts. Dropped unfinished, it leaves nothing behind.
+/// A body that comes in parts. Dropped unfinished, it leaves nothing in a directory; what it leaves in a bucket, the bucket's own rule
+/// takes away.
 #[derive(Debug)]
 pub struct Upload {
     id: MessageId,

@@ -72,8 +72,8 @@ impl Account {
             return;
         }
         let (mut first, mut last) = (sequence, sequence);
-        if let Some((&before, _)) = self.voided.range(..sequence).next_back()
-            && self.voided.get(&before) == Some(&(sequence - 1))
+        if let Some((&before, &end)) = self.voided.range(..sequence).next_back()
+            && end == sequence - 1
         {
             first = before;
         }

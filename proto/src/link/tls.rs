@@ -58,8 +58,8 @@ impl Tls {
         if let Some(name) = &self.server_name {
             ServerName::try_from(name.as_str()).map_err(|_| TlsError::Name(name.clone()))?;
         }
-        if let Some(file) = &self.ca_file {
-            certificates(file)?;
+        if self.ca_file.is_some() {
+            self.roots()?;
         }
         if self.identity.is_some() {
             self.identify(rustls::RootCertStore::empty())?;

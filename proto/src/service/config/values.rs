@@ -65,9 +65,12 @@ impl<'de> Deserialize<'de> for Secret {
 /// Not more than a secret can be: some files never end.
 fn read(file: &Path) -> std::io::Result<String> {
     let mut text = String::new();
-    File::open(file)?
-        .take(SECRET_BYTES_MAX)
+    let length = File::open(file)?
+        .take(SECRET_BYTES_MAX + 1)
         .read_to_string(&mut text)?;
+    if length as u64 > SECRET_BYTES_MAX {
+        return Err(std::io::Error::other("more than 64 KiB: no secret"));
+    }
     Ok(text)
 }
 
