@@ -141,19 +141,21 @@ async fn two_spoolers_share_a_server_and_one_that_is_killed_loses_and_repeats_no
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_stopped_under_load_stops_the_work_and_its_return_resumes_it()
--> anyhow::Result<()> {
+/// Takes the server away under load, and gives it back when every spooler says so.
+async fn outlives(
+    away: impl FnOnce(&Postgres) -> anyhow::Result<()>,
+    back: impl FnOnce(&Postgres) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     const MESSAGES: usize = 600;
     let world = Sink::start().await?;
     let server = Postgres::start()?;
     let mut pombo = two_spoolers(&world, &server).await?;
     let sending = load(&pombo, MESSAGES);
     seen(&world, 150).await;
-    server.stop()?;
-    all_unready(&mut pombo).await;
+    away(&server)?;
     // Nothing is recorded, so nothing is acked: all of it would come again if the spoolers died here.
-    server.start_again()?;
+    all_unready(&mut pombo).await;
+    back(&server)?;
     pombo.ready(LONG).await?;
     let sent = sending.await??;
     assert_eq!(sent.accepted(), MESSAGES, "{:?}", sent.refused().next());
@@ -163,22 +165,22 @@ async fn a_server_that_is_stopped_under_load_stops_the_work_and_its_return_resum
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_stopped_under_load_stops_the_work_and_its_return_resumes_it()
+-> anyhow::Result<()> {
+    outlives(Postgres::stop, Postgres::start_again).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stands_still_under_load_is_given_up_and_found_again() -> anyhow::Result<()> {
-    const MESSAGES: usize = 600;
-    let world = Sink::start().await?;
-    let server = Postgres::start()?;
-    let mut pombo = two_spoolers(&world, &server).await?;
-    let sending = load(&pombo, MESSAGES);
-    seen(&world, 150).await;
-    server.pause();
-    all_unready(&mut pombo).await;
-    server.resume();
-    pombo.ready(LONG).await?;
-    let sent = sending.await??;
-    assert_eq!(sent.accepted(), MESSAGES, "{:?}", sent.refused().next());
-    is_complete_but_for_what_was_offered_twice(&pombo, &world, &sent).await;
-    pombo.stops_cleanly(LONG).await;
-    Ok(())
+    let away = |server: &Postgres| {
+        server.pause();
+        Ok(())
+    };
+    let back = |server: &Postgres| {
+        server.resume();
+        Ok(())
+    };
+    outlives(away, back).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -278,6 +280,11 @@ async fn claims_of_a_spooler_that_stood_still_are_taken_over_and_it_records_noth
     assert_eq!(sent.accepted(), MESSAGES, "{:?}", sent.refused().next());
     settles(&pombo, &world, &sent, Duration::from_secs(180)).await;
     pombo.spooler(0).sigcont();
+    // It has learned that it is none any more; before that, nothing is shown.
+    pombo
+        .spooler(0)
+        .wait_for_log("the link is down", LONG)
+        .await;
     pombo.ready(LONG).await?;
     nothing_is_left(&pombo, LONG).await;
     let arrival = sent.arrived_in(&world);

@@ -154,6 +154,8 @@ fn shows_by(broken: Sabotage) -> &'static [u8] {
         Sabotage::ResultsNotTaken | Sabotage::LeavesItBehind => &[2],
         Sabotage::GivenBackIsRecorded => &[2],
         Sabotage::BlockIgnored => &[8],
+        Sabotage::PermitUsedTwice | Sabotage::DoneBeforeConfirm => &[5],
+        Sabotage::ReferenceInUse => &[4],
     }
 }
 

@@ -105,9 +105,10 @@ async fn work(
             }
         };
         say(options, fault, &verdict);
+        let broke = !verdict.breaches.is_empty();
         done.push((place, verdict));
-        // What one fault has broken is not the next one's.
-        if !ours.are_sound().await {
+        // What one fault has broken is not the next one's; what a broken one left in the broker, nobody knows.
+        if broke || !ours.are_sound().await {
             brokers = None;
         }
     }
@@ -148,6 +149,10 @@ async fn try_out(
     }
     let mut verdict = verdict::judge(&end.book, &end.arrived, end.doubt, fault.promise);
     verdict.breaches.extend(trouble);
+    if struck == 0 {
+        let nothing = "it never struck: this says nothing";
+        verdict.breaches.push(nothing.to_owned());
+    }
     verdict.breaches.extend(bodies(fault, struck, &end));
     verdict.breaches.extend(end.left);
     if end.doubt > 0 && !fault.promise.lets_spoolers_doubt() {

@@ -9,7 +9,7 @@
 //!                    that nobody answered                            trace says that it was in doubt
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
 
@@ -163,6 +163,9 @@ pub fn judge(book: &[Entry], arrived: &Arrived, spoolers_doubt: u64, promise: Pr
     }
     let (mut row, mut breaches) = (count.row, count.breaches);
     row.lost = count.lost.len() as u64;
+    let known: HashSet<&String> = book.iter().flat_map(|entry| &entry.recipients).collect();
+    let all = arrived.fates.keys();
+    let strangers: Vec<String> = all.filter(|it| !known.contains(it)).cloned().collect();
     let mut name = |what: &str, names: &[String]| {
         if !names.is_empty() {
             let listed = names[..names.len().min(NAMED)].join(", ");
@@ -172,6 +175,7 @@ pub fn judge(book: &[Entry], arrived: &Arrived, spoolers_doubt: u64, promise: Pr
     name("lost", &count.lost);
     name("changed on the way", &count.changed);
     name("unexplained", &count.unexplained);
+    name("of nobody's recipients", &strangers);
     if !promise.lets_arrive_twice() {
         name("arrived twice", &count.twice);
     }

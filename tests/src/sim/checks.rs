@@ -6,9 +6,10 @@ mod right;
 use std::collections::{BTreeMap, BTreeSet};
 
 use pombo_proto::{
+    attempt::Session,
     control::QueueState,
     frame,
-    ids::{Fence, Instance, MessageId, RecipientIndex, Reference},
+    ids::{Correlation, Fence, Instance, MessageId, RecipientIndex, Reference},
 };
 use pombo_spooler::{
     progress::{Progress, RecipientState},
@@ -27,8 +28,8 @@ pub enum Seen {
     Arrived(bool, u32),
     /// A door told a client, or its drop folder, that the message is accepted.
     Done(MessageId, bool, u32),
-    /// A permit was used for SaveChanges, or returned: which one of which agent.
-    Saved(Instance, u64),
+    /// SaveChanges under a permit: by which agent, in which session, for which StartMessage.
+    Saved(Instance, Session, Correlation),
     /// An ack has taken the message out of the spool.
     Acked(MessageId),
     /// A report was written about recipients of this message: its own id, and whether it is final.
@@ -410,7 +411,7 @@ impl Check for References {
 #[derive(Default)]
 struct DoneAfterConfirm {
     confirmed: BTreeSet<MessageId>,
-    saved: BTreeSet<(Instance, u64)>,
+    saved: BTreeSet<(Instance, Session, Correlation)>,
 }
 
 impl Check for DoneAfterConfirm {
@@ -426,8 +427,13 @@ impl Check for DoneAfterConfirm {
             Seen::Done(id, ..) if !self.confirmed.contains(id) => {
                 return Err(format!("{id} is called done, and nobody has confirmed it"));
             }
-            Seen::Saved(instance, permit) if !self.saved.insert((*instance, *permit)) => {
-                return Err(format!("permit {permit} of {instance} was used twice"));
+            Seen::Saved(instance, session, permit)
+                if !self.saved.insert((*instance, *session, *permit)) =>
+            {
+                let (session, permit) = (session.0, permit.0);
+                return Err(format!(
+                    "permit {permit} of session {session} with {instance} was used twice"
+                ));
             }
             _ => {}
         }

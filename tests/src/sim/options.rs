@@ -272,11 +272,17 @@ pub enum Sabotage {
     LeavesItBehind,
     /// Agents are struck off while the broker holds publishes back.
     BlockIgnored,
+    /// A permit is used for SaveChanges twice.
+    PermitUsedTwice,
+    /// A client is told "accepted" when its message is published.
+    DoneBeforeConfirm,
+    /// A transport assigns a reference that is in use.
+    ReferenceInUse,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::NoFenceCheck,
         Self::AckBeforeCommit,
         Self::UnknownWithoutTombstone,
@@ -300,6 +306,9 @@ impl Sabotage {
         Self::GivenBackIsRecorded,
         Self::LeavesItBehind,
         Self::BlockIgnored,
+        Self::PermitUsedTwice,
+        Self::DoneBeforeConfirm,
+        Self::ReferenceInUse,
     ];
 
     /// By its name.

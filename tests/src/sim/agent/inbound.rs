@@ -45,7 +45,6 @@ pub(super) struct Inbound {
     unconfirmed: BTreeMap<u64, Published>,
     known: BTreeSet<Mail>,
     token: u64,
-    permits: u64,
     /// It takes no mail any more.
     closed: bool,
 }
@@ -71,7 +70,6 @@ impl Inbound {
             unconfirmed: BTreeMap::new(),
             known: BTreeSet::new(),
             token: 0,
-            permits: 0,
             closed: false,
         }
     }
@@ -161,7 +159,10 @@ impl Agent {
         let Some(mail) = inbound.filling.remove(&(session, correlation)) else {
             return;
         };
-        inbound.permits += 1;
+        if cx.broken(Sabotage::PermitUsedTwice) {
+            inbound.filling.insert((session, correlation), mail);
+            cx.after(1, Timer::Filled(session, correlation));
+        }
         let id = if mail.0 {
             MessageId::derived("folder", &mail.1.to_be_bytes())
         } else {
@@ -172,7 +173,10 @@ impl Agent {
                 sequence: inbound.sequence,
             })
         };
-        cx.show(Seen::Saved(self.instance, inbound.permits));
+        cx.show(Seen::Saved(self.instance, session, correlation));
+        if cx.broken(Sabotage::DoneBeforeConfirm) {
+            Self::done(id, mail, cx);
+        }
         let message = letter(id, mail, cx.now.unix());
         let published = Published {
             mail,
@@ -206,19 +210,23 @@ impl Agent {
             return;
         };
         let id = published.message.envelope.id;
-        let (file, number) = published.mail;
         cx.show(Seen::Confirmed(id));
-        cx.show(Seen::Done(id, file, number));
-        if file {
-            cx.act(Effect::Remove(number));
-        } else {
-            cx.act(Effect::Accept(number));
-        }
+        Self::done(id, published.mail, cx);
         let more = !self.inbound.waiting.is_empty();
         if let Some((session, correlation)) = published.permit {
             let size = published.message.inline.len() as u64;
             let saved = StartResult::Saved { id, size, more };
             self.say(session, correlation, Verb::StartReply(saved));
+        }
+    }
+
+    /// Whoever brought it is told that it is accepted.
+    fn done(id: MessageId, (file, number): Mail, cx: &mut Context<'_>) {
+        cx.show(Seen::Done(id, file, number));
+        if file {
+            cx.act(Effect::Remove(number));
+        } else {
+            cx.act(Effect::Accept(number));
         }
     }
 

@@ -57,7 +57,7 @@ impl Agent {
         }
         self.known.insert(id);
         self.serial += 1;
-        let reference = self.free_reference();
+        let reference = self.free_reference(cx);
         let sending = Sending {
             serial: self.serial,
             fence,
@@ -91,7 +91,10 @@ impl Agent {
     }
 
     /// The lowest that is free: references are used again as soon as they may be.
-    fn free_reference(&self) -> Reference {
+    fn free_reference(&self, cx: &Context<'_>) -> Reference {
+        if cx.broken(Sabotage::ReferenceInUse) {
+            return Reference::FIRST;
+        }
         let used = |number: &u64| {
             let same = |it: &Sending| it.reference == Reference(*number);
             self.sending.values().any(same)
