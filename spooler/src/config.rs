@@ -178,7 +178,7 @@ pub struct Spooler {
     /// StartMessages outstanding over all sessions. Default 1024.
     pub reception_max: u32,
     /// A message that was in process so many times when its spooler or its agent died is suspected to be the cause: it is tried
-    /// alone, and is dead if they die again. Default 3.
+    /// alone, and is dead if they die again. Default 3; 0 is taken as 1.
     pub suspect_after: u32,
     /// How long accepted messages may be found nowhere before the ledger calls them missing. Default 60 s; at least the time in
     /// which the broker notices that a spooler has died (three heartbeats), or its leases are called missing.

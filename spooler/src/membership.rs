@@ -4,7 +4,7 @@
 //! may have taken its claims: it holds until [`HOLDS`] after its latest renewal was *sent*, and not a moment longer. Who sees a
 //! row unchanged for [`SILENCE_MAX`] on its own clock ends it by a conditional write; no two clocks are compared.
 //!
-//! The same transaction carries the agents that are answered here ([`crate::horizon`]), and reads those of all.
+//! The same transaction carries the agents that are answered here ([`crate::horizon`]); the same call then reads those of all.
 
 use std::{
     collections::HashMap,

@@ -31,7 +31,7 @@ const CLAIM_ROWS: usize = 128;
 /// Bytes per claim: what one spooler takes into memory at a time.
 const CLAIM_BYTES: usize = 8 * 1024 * 1024;
 
-/// A claimed row that is to become due is looked at so often.
+/// A claimed row that is to become due is looked at so often, and a burial that failed is tried again.
 const DUE_AGAIN: Duration = Duration::from_millis(500);
 
 /// Messages in doubt that are held at a time: some of them until an agent that is gone has lost its right to send. At
@@ -282,15 +282,8 @@ impl Round {
 
 /// Until it is written down, or somebody else has the row: it would stay claimed, and nobody would look at it.
 async fn bury(store: StoreThread, write: Write) {
-    loop {
-        let writes = [write.clone()];
-        let buried = store
-            .call(move |store| store.commit(UnixMillis::now(), &writes))
-            .await;
-        match buried {
-            Ok(_) => return,
-            Err(error) => warn!(%error, "cannot write down that a row cannot be read"),
-        }
+    while let Err(error) = store.committed(write.clone()).await {
+        warn!(%error, "cannot write down that a row cannot be read");
         tokio::time::sleep(DUE_AGAIN).await;
     }
 }

@@ -53,7 +53,7 @@ const LEAVE_MAX: Duration = Duration::from_secs(10);
 /// Runs the spooler until SIGTERM, SIGINT or SIGHUP. Call it inside an actix system.
 ///
 /// # Errors
-/// What keeps it from starting: the store cannot be used, the blob directory cannot be written, the port is taken.
+/// What keeps it from starting: the store cannot be used, the blob store cannot be used, the port is taken.
 pub async fn run(config: Config, versions: VersionRange) -> Result<()> {
     let config = Arc::new(config);
     let health = Health::default();
@@ -167,6 +167,7 @@ async fn a_part_fails(parts: &Parts, switchboard: &actix::Addr<Switchboard>) -> 
             ("reception", parts.reception.connected()),
             ("control", parts.control.connected()),
             ("ledger", parts.ledger.connected()),
+            ("orphans", parts.orphans.connected()),
             ("switchboard", switchboard.connected()),
         ];
         if let Some((part, _)) = stand.iter().find(|(_, stands)| !stands) {

@@ -391,5 +391,4 @@ impl Doubts {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 pub(super) mod tests;

@@ -77,33 +77,34 @@ pub(super) fn cancel(answers: Vec<Answer>) -> CancelAnswer {
 }
 
 pub(super) fn transports(answers: Vec<Answer>) -> Vec<SessionRow> {
-    let mut rows: Vec<_> = answers
-        .into_iter()
-        .filter_map(|answer| match answer {
-            Answer::Transports(rows) => Some(rows),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    rows.sort_by(|a, b| {
-        (&a.transport, &a.agent, &a.spooler).cmp(&(&b.transport, &b.agent, &b.spooler))
-    });
-    rows
+    let rows = |answer| match answer {
+        Answer::Transports(rows) => Some(rows),
+        _ => None,
+    };
+    by_session(answers, rows, |row| {
+        (&row.transport, &row.agent, &row.spooler)
+    })
 }
 
 pub(super) fn validated(answers: Vec<Answer>) -> Vec<ValidationRow> {
-    let mut rows: Vec<_> = answers
-        .into_iter()
-        .filter_map(|answer| match answer {
-            Answer::Validated(rows) => Some(rows),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    rows.sort_by(|a, b| {
-        (&a.transport, &a.agent, &a.spooler).cmp(&(&b.transport, &b.agent, &b.spooler))
-    });
-    rows
+    let rows = |answer| match answer {
+        Answer::Validated(rows) => Some(rows),
+        _ => None,
+    };
+    by_session(answers, rows, |row| {
+        (&row.transport, &row.agent, &row.spooler)
+    })
+}
+
+/// All rows of the answers, in the order of transport, agent and spooler.
+fn by_session<T>(
+    answers: Vec<Answer>,
+    rows: impl Fn(Answer) -> Option<Vec<T>>,
+    key: impl Fn(&T) -> (&String, &String, &String),
+) -> Vec<T> {
+    let mut all: Vec<T> = answers.into_iter().filter_map(rows).flatten().collect();
+    all.sort_by(|a, b| key(a).cmp(&key(b)));
+    all
 }
 
 pub(super) fn changed(answers: Vec<Answer>) -> u64 {

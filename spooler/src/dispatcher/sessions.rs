@@ -147,9 +147,10 @@ impl Sessions {
         Some(*key)
     }
 
-    /// Whether nothing is submitted in a session; `None`: there is no such session any more.
+    /// Whether nothing is submitted in a session that is kept; `None`: it is over, though the same agent may have opened another.
     pub fn is_idle(&self, key: SessionKey) -> Option<bool> {
-        self.views.get(&key).map(|view| view.outstanding == 0)
+        let kept = self.views.get(&key).filter(|view| view.reserved);
+        kept.map(|view| view.outstanding == 0)
     }
 
     /// Everybody may use it again.

@@ -101,7 +101,7 @@ impl Handler<Noted> for Session {
                 let Some(submission) = self.alone.remove(&tenancy.id) else {
                     return;
                 };
-                if won {
+                if won && !submission.job.cancelled {
                     self.submit(submission);
                 } else {
                     self.give_back(vec![submission]);

@@ -400,7 +400,10 @@ impl Handler<Cancel> for Session {
     type Result = ();
 
     fn handle(&mut self, Cancel(id): Cancel, ctx: &mut Self::Context) {
-        if let Some(under_way) = self.under_way.get_mut(&id) {
+        if let Some(submission) = self.alone.get_mut(&id) {
+            // Nobody has heard of it: it is given back once its note is written.
+            submission.job.cancelled = true;
+        } else if let Some(under_way) = self.under_way.get_mut(&id) {
             under_way.job.cancelled = true;
             under_way.ladder.handle_cancel();
             let tenancy = under_way.job.tenure.tenancy();
