@@ -62,6 +62,9 @@
 //! | `GivenBackIsRecorded` | a claim that is given back in doubt counts as recorded, with all of before | 2 | 13 |
 //! | `LeavesItBehind` | an agent that logs off says that it keeps nothing | 2 | 71 |
 //! | `BlockIgnored` | agents are struck off while the broker holds publishes back | 8 | 8 |
+//! | `PermitUsedTwice` | a permit is used for SaveChanges twice | 5 | 0 |
+//! | `DoneBeforeConfirm` | a client is told "accepted" when its message is published | 5 | 0 |
+//! | `ReferenceInUse` | a transport assigns a reference that is in use | 4 | 0 |
 //!
 //! Each is replayed by the second command above, with its rule and seed. With another product, or another world, the seeds are others.
 
