@@ -131,6 +131,8 @@ async fn a_repeat_waits_for_the_first_that_is_still_being_saved() {
     let mut second = rig.greeted().await;
     second.envelope().await;
     second.send([MESSAGE, b".\r\n"].concat()).await;
+    // It waits for the first one by then, and does not find it saved.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     gate.add_permits(1);
     let id = queued(&second.reply().await);
     let mut ended = [rig.finished().await, rig.finished().await];
