@@ -13,8 +13,7 @@ use crate::ids::MessageId;
 pub const TRACEPARENT: &str = "traceparent";
 /// `00-` trace-id `-` parent-id `-` flags.
 const LENGTH: usize = 55;
-/// The parent-id of a message that comes from a door of our own, which has none above it: the second half of its id, which is never
-/// zero (it holds the UUID's variant). Sampled: whether anybody looks is not ours to say.
+/// Whether anybody looks is not ours to say.
 const SAMPLED: u8 = 1;
 
 /// The value of a `traceparent` header.
@@ -31,6 +30,7 @@ impl TraceParent {
         let trace = id.0.as_u128();
         Self {
             trace,
+            // A door of our own has none above it: the second half of the id, which is never zero (it holds the UUID's variant).
             parent: trace as u64,
             flags: SAMPLED,
         }

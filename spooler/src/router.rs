@@ -130,11 +130,14 @@ impl Router {
 
     /// Who gets the first chance at a recipient, among those that are not in `passed`.
     pub fn route(&self, recipient: &Recipient, passed: &[String]) -> Route<'_> {
+        self.route_among(recipient, |name| !passed.iter().any(|it| it == name))
+    }
+
+    /// The same among those that may.
+    pub fn route_among(&self, recipient: &Recipient, may: impl Fn(&str) -> bool) -> Route<'_> {
         let first = |ranks: &[Rank]| {
-            ranks
-                .iter()
-                .copied()
-                .find(|rank| !passed.iter().any(|name| *name == self.name(*rank)))
+            let mut ranks = ranks.iter().copied();
+            ranks.find(|rank| may(self.name(*rank)))
         };
         let address = lowered(&recipient.address);
         let spaces = self.spaces(&recipient.address_type);

@@ -193,23 +193,27 @@ impl Adoption {
     /// Strikes off those that have lost their right to send, whether anything waits for them or not.
     fn strike_the_gone(&mut self, ctx: &mut Context<Self>) {
         let Silent { gone, missing } = self.doubts.handle_listed(&self.observed, Instant::now());
-        let gone = gone.into_iter().map(|(it, counter)| (it, Some(counter)));
-        let missing = missing.into_iter().map(|it| (it, None));
-        for (instance, counter) in gone.chain(missing) {
-            let (store, me) = (self.store.clone(), ctx.address());
-            actix::spawn(async move {
-                let look = move |store: &mut dyn crate::store::Store| {
-                    if counter.is_some() {
-                        store.strike_instance(UnixMillis::now(), instance, counter)?;
-                    }
-                    store.suspects(UnixMillis(0))
-                };
-                match store.call(look).await {
-                    Ok(all) => me.do_send(Ended(instance, End::of(instance, &all))),
-                    Err(error) => warn!(%error, "cannot strike off an agent"),
-                }
-            });
+        if gone.is_empty() && missing.is_empty() {
+            return;
         }
+        let (store, me) = (self.store.clone(), ctx.address());
+        actix::spawn(async move {
+            let ended: Vec<Instance> = gone.keys().copied().chain(missing).collect();
+            let look = move |store: &mut dyn crate::store::Store| {
+                for (instance, counter) in gone {
+                    store.strike_instance(UnixMillis::now(), instance, Some(counter))?;
+                }
+                store.suspects(UnixMillis(0))
+            };
+            match store.call(look).await {
+                Ok(all) => {
+                    for instance in ended {
+                        me.do_send(Ended(instance, End::of(instance, &all)));
+                    }
+                }
+                Err(error) => warn!(%error, "cannot strike off agents"),
+            }
+        });
     }
 
     /// Gives back what waits for agents that talk only to others.

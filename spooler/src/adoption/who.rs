@@ -159,16 +159,10 @@ impl Who {
 
     /// Whether a transport takes a recipient, or has never said what it takes.
     fn takes(&self, transport: &str, recipient: &Recipient) -> bool {
-        let known = |name: &str| self.transports.transports().any(|(it, _)| it == name);
-        if !known(transport) {
-            return true;
-        }
-        let others = self.transports.transports().map(|(name, _)| name);
-        let others: Vec<String> = others
-            .filter(|name| *name != transport)
-            .map(str::to_owned)
-            .collect();
-        is_to(self.transports.route(recipient, &others), transport)
+        let known = self.transports.transports().any(|(it, _)| it == transport);
+        let alone = |name: &str| name == transport;
+        let route = self.transports.route_among(recipient, alone);
+        !known || !matches!(route, Route::Nobody)
     }
 }
 
@@ -187,10 +181,6 @@ impl Word {
 pub(super) fn had_it(job: &Job, instance: Instance) -> bool {
     let dot = job.note.dot.as_ref();
     dot.is_some_and(|dot| dot.instance == instance)
-}
-
-fn is_to(route: Route<'_>, transport: &str) -> bool {
-    matches!(route, Route::Transport(name) | Route::Unknown(name) if name == transport)
 }
 
 #[cfg(test)]
